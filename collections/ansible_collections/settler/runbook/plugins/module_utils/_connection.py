@@ -1,0 +1,235 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Connections: said once, direct, with a session that no server setting can cut short."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import traceback
+import typing as t
+from pathlib import Path
+
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres, hint_for
+
+PSYCOPG_IMPORT_ERROR: str | None = None
+try:
+    import psycopg
+    from psycopg import sql
+except ImportError:
+    PSYCOPG_IMPORT_ERROR = traceback.format_exc()
+
+#: The database that is always there: for CREATE and ALTER DATABASE, and to ask whether another one exists.
+MAINTENANCE_DB = "postgres"
+
+#: What every session of the runbook sets for itself, whatever ALTER ROLE or ALTER DATABASE have set.
+SESSION_SETTINGS: dict[str, tuple[int, str]] = {  # name: (first server version, value)
+    "statement_timeout": (0, "0"),
+    "lock_timeout": (0, "0"),
+    "idle_in_transaction_session_timeout": (0, "0"),
+    "idle_session_timeout": (140000, "0"),
+    "transaction_timeout": (170000, "0"),
+    "client_connection_check_interval": (140000, "1000"),
+    "standard_conforming_strings": (0, "on"),
+    "search_path": (0, "public"),
+    "client_min_messages": (0, "notice"),
+    "datestyle": (0, "ISO, YMD"),
+    "intervalstyle": (0, "postgres"),
+    "row_security": (0, "on"),
+}
+
+def connection_argument_spec() -> dict[str, t.Any]:
+    """Return the options of the fragment C(settler.runbook.connection)."""
+    return {
+        "login_host": {"type": "str", "required": True},
+        "login_port": {"type": "int", "default": 5432},
+        "login_user": {"type": "str", "required": True},
+        "login_password": {"type": "str", "default": "", "no_log": True},
+        "ssl_mode": {
+            "type": "str",
+            "default": "prefer",
+            "choices": ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"],
+        },
+        "ca_cert": {"type": "path"},
+        "ssl_cert": {"type": "path"},
+        "ssl_key": {"type": "path"},
+        "connect_params": {"type": "dict", "default": {}},
+    }
+
+
+def database_argument_spec() -> dict[str, t.Any]:
+    """Return the option of the fragment C(settler.runbook.connection.database)."""
+    return {"login_db": {"type": "str", "required": True}}
+
+
+def libpq_parameters(params: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Translate module options to libpq's names; the password is left out."""
+    named = {
+        "host": params["login_host"],
+        "port": params["login_port"],
+        "user": params["login_user"],
+        "sslmode": params["ssl_mode"],
+        "sslrootcert": params.get("ca_cert"),
+        "sslcert": params.get("ssl_cert"),
+        "sslkey": params.get("ssl_key"),
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        **(params.get("connect_params") or {}),
+    }
+    return {name: value for name, value in named.items() if value not in (None, "")}
+
+
+def connect(
+    params: t.Mapping[str, t.Any], *, dbname: str | None = None, application: str = "runbook"
+) -> psycopg.Connection[t.Any]:
+    """Open a direct autocommit connection.
+
+    Args:
+        params: the module's options.
+        dbname: another database than C(login_db).
+        application: C(application_name); carries the run's id, so that a later run finds what this one left.
+
+    Raises:
+        RunbookError: no connection, with C(sqlstate) C(3D000) in its facts when only the database is missing;
+            or a pooler stands in between.
+    """
+    database = dbname or params["login_db"]
+    where = f"{params['login_host']}:{params['login_port']}"
+    try:
+        connection = psycopg.connect(
+            **libpq_parameters(params),
+            password=params.get("login_password") or None,
+            dbname=database,
+            application_name=application[:63],
+            client_encoding="UTF8",
+            autocommit=True,
+            prepare_threshold=None,
+        )
+    except psycopg.Error as error:
+        text = str(error).strip()
+        missing = f'database "{database}" does not exist' in text
+        raise RunbookError(
+            f"cannot connect to database {database} on {where} as {params['login_user']}: {text}",
+            hint=hint_for("3D000") if missing else "Check host, port, role, password and pg_hba.conf.",
+            sqlstate="3D000" if missing else error.sqlstate or "08001",
+        ) from error
+    try:
+        prove_direct(connection)
+        settle(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_if_exists(
+    params: t.Mapping[str, t.Any], *, application: str = "runbook"
+) -> psycopg.Connection[t.Any] | None:
+    """Open a connection, or return None if the database does not exist: then everything is still pending."""
+    try:
+        return connect(params, application=application)
+    except RunbookError as error:
+        if error.facts.get("sqlstate") == "3D000":
+            return None
+        raise
+
+
+def prove_direct(connection: psycopg.Connection[t.Any]) -> None:
+    """Refuse a pooler: the process that libpq was told of must be the one that answers.
+
+    Through a pooler an advisory lock may be held twice and settings reach other clients.
+    """
+    announced = connection.info.backend_pid
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    answering = row[0] if row else None
+    if announced != answering:
+        raise RunbookError(
+            f"the connection goes through a pooler (announced backend {announced}, answering backend {answering})",
+            hint="Connect to PostgreSQL itself: locks and settings of a session do not survive a pooler.",
+        )
+
+
+def settle(connection: psycopg.Connection[t.Any]) -> None:
+    """Give the session the runbook's own settings."""
+    version = connection.info.server_version
+    settings = {name: value for name, (since, value) in SESSION_SETTINGS.items() if version >= since}
+    try:
+        _set_config(connection, settings)
+    except psycopg.errors.InvalidParameterValue:
+        # client_connection_check_interval needs a platform whose poll() tells of a closed socket
+        _set_config(connection, {**settings, "client_connection_check_interval": "0"})
+
+
+def _set_config(connection: psycopg.Connection[t.Any], settings: t.Mapping[str, str]) -> None:
+    """Set all settings of the session in one round trip."""
+    calls = (
+        sql.SQL("set_config({}, {}, false)").format(sql.Literal(name), sql.Literal(value))
+        for name, value in settings.items()
+    )
+    connection.execute(sql.SQL("SELECT ") + sql.SQL(", ").join(calls))
+
+
+def reset(connection: psycopg.Connection[t.Any]) -> None:
+    """Undo whatever a file has done to the session, but keep its advisory locks (DISCARD ALL would drop them)."""
+    connection.execute(
+        "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; "
+        "DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES"
+    )
+    settle(connection)
+
+
+def set_role(connection: psycopg.Connection[t.Any], role: str | None) -> None:
+    """Work as C(role) from here on; None keeps the role that logged in."""
+    if not role:
+        return
+    try:
+        connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+    except psycopg.Error as error:
+        raise from_postgres(error, f"cannot become role {role}") from error
+
+
+def may_become(connection: psycopg.Connection[t.Any], role: str | None) -> bool:
+    """Tell whether the login may work as C(role); check mode does without where it may not."""
+    if not role:
+        return True
+    row = connection.execute(
+        "SELECT pg_has_role(current_user, oid, 'MEMBER') FROM pg_catalog.pg_roles WHERE rolname = %s", [role]
+    ).fetchone()
+    return bool(row and row[0])
+
+
+@contextlib.contextmanager
+def client_environment(params: t.Mapping[str, t.Any]) -> t.Iterator[dict[str, str]]:
+    """Yield the environment for libpq programs: the password in a private file, nothing of it in the environment.
+
+    The caller's own PG* variables are dropped, so that they cannot turn a program to another server.
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    parameters = libpq_parameters(params)
+    with tempfile.TemporaryDirectory(prefix="runbook-") as folder:
+        passfile = Path(folder) / "pgpass"
+        escaped = str(params.get("login_password") or "").replace("\\", "\\\\").replace(":", "\\:")
+        passfile.touch(mode=0o600)
+        passfile.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8")
+        environment["PGPASSFILE"] = str(passfile)
+        environment["PGSSLMODE"] = str(parameters["sslmode"])
+        for name, variable in (("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY")):
+            if name in parameters:
+                environment[variable] = str(parameters[name])
+        yield environment
+
+
+def client_arguments(params: t.Mapping[str, t.Any]) -> list[str]:
+    """Return host, port and user as arguments of a libpq program; never the password."""
+    parameters = libpq_parameters(params)
+    return [
+        f"--host={parameters['host']}",
+        f"--port={parameters['port']}",
+        f"--username={parameters['user']}",
+        "--no-password",
+    ]

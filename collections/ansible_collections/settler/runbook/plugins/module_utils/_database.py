@@ -1,0 +1,137 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What belongs to a database but not into its dump: owner, encoding, locale, rights, settings, roles; and its row counts."""
+
+from __future__ import annotations
+
+import typing as t
+
+try:
+    from psycopg import sql
+    from psycopg.rows import dict_row
+except ImportError:  # the modules report it
+    pass
+
+if t.TYPE_CHECKING:
+    import psycopg
+
+_PROPERTIES = """
+SELECT pg_get_userbyid(d.datdba) AS owner, pg_encoding_to_char(d.encoding) AS encoding,
+    d.datcollate AS collate, d.datctype AS ctype, d.datconnlimit AS connection_limit,
+    shobj_description(d.oid, 'pg_database') AS comment, d.datacl IS NULL AS default_grants,
+    to_jsonb(d) ->> 'datlocprovider' AS locale_provider,
+    coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
+    (SELECT coalesce(jsonb_agg(jsonb_build_object('grantee', CASE WHEN a.grantee = 0 THEN NULL
+            ELSE pg_get_userbyid(a.grantee) END, 'privilege', a.privilege_type, 'grantable', a.is_grantable)
+            ORDER BY a.grantee::regrole::text, a.privilege_type), '[]') FROM aclexplode(d.datacl) a) AS grants,
+    (SELECT coalesce(jsonb_agg(jsonb_build_object('role', r.rolname, 'settings', s.setconfig)
+            ORDER BY r.rolname NULLS FIRST), '[]')
+     FROM pg_catalog.pg_db_role_setting s LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole
+     WHERE s.setdatabase = d.oid) AS settings
+FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+"""
+
+_ROLES = """
+SELECT r.rolname AS name, r.rolcanlogin AS login, r.rolsuper AS superuser, r.rolcreatedb AS createdb,
+    r.rolcreaterole AS createrole, r.rolinherit AS inherit, r.rolbypassrls AS bypassrls,
+    (SELECT coalesce(jsonb_agg(g.rolname ORDER BY g.rolname), '[]') FROM pg_catalog.pg_auth_members m
+     JOIN pg_catalog.pg_roles g ON g.oid = m.roleid WHERE m.member = r.oid) AS member_of
+FROM pg_catalog.pg_roles r
+WHERE r.oid IN (
+    SELECT s.refobjid FROM pg_catalog.pg_shdepend s, pg_catalog.pg_database d
+    WHERE d.datname = current_database() AND s.refclassid = 'pg_authid'::regclass
+      AND (s.dbid = d.oid OR (s.dbid = 0 AND s.classid = 'pg_database'::regclass AND s.objid = d.oid))
+    UNION SELECT datdba FROM pg_catalog.pg_database WHERE datname = current_database())
+ORDER BY 1
+"""
+
+_TABLES = """
+SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = c.oid AND e.classid = 'pg_class'::regclass
+                  AND e.deptype = 'e')
+ORDER BY 1, 2
+"""
+
+_BLIND = """
+SELECT c.oid::regclass::text FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'p') AND row_security_active(c.oid)
+ORDER BY 1
+"""
+
+
+def properties(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
+    """Return owner, encoding, locale, rights, settings, limit and comment of the connected database."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = cursor.execute(_PROPERTIES).fetchone()
+    assert row is not None
+    return row
+
+
+def referenced_roles(connection: psycopg.Connection[t.Any]) -> list[dict[str, t.Any]]:
+    """Return the roles that the database refers to, without passwords."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(_ROLES).fetchall()
+
+
+def row_counts(connection: psycopg.Connection[t.Any]) -> dict[str, int]:
+    """Return the exact number of rows of every table, in the transaction's snapshot."""
+    tables = connection.execute(_TABLES).fetchall()
+    if not tables:
+        return {}
+    counts = sql.SQL(" UNION ALL ").join(
+        sql.SQL("SELECT {}, count(*) FROM {}").format(sql.Literal(f"{schema}.{name}"), sql.Identifier(schema, name))
+        for schema, name in tables
+    )
+    return dict(connection.execute(counts).fetchall())
+
+
+def blind_tables(connection: psycopg.Connection[t.Any]) -> list[str]:
+    """Return the tables of which the current role sees only what policies let it see: a dump by it would be partial."""
+    return [row[0] for row in connection.execute(_BLIND)]
+
+
+def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mapping[str, t.Any]) -> None:
+    """Give a restored database the rights, settings and limit that its dump does not carry.
+
+    Args:
+        connection: a session in another database, of a role that owns C(name).
+        name: the restored database.
+        wanted: what M(properties) returned of the original.
+    """
+    database = sql.Identifier(name)
+    if not wanted["default_grants"]:
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
+        for grant in wanted["grants"]:
+            if grant["grantee"] == wanted["owner"]:
+                continue
+            connection.execute(
+                sql.SQL("GRANT {} ON DATABASE {} TO {}{}").format(
+                    sql.SQL(grant["privilege"]),
+                    database,
+                    sql.Identifier(grant["grantee"]) if grant["grantee"] else sql.SQL("PUBLIC"),
+                    sql.SQL(" WITH GRANT OPTION" if grant["grantable"] else ""),
+                )
+            )
+    for entry in wanted["settings"]:
+        for setting in entry["settings"]:
+            parameter, _equals, value = setting.partition("=")
+            target = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(entry["role"]), database)
+            if entry["role"] is None:
+                target = sql.SQL("DATABASE {}").format(database)
+            connection.execute(
+                sql.SQL("ALTER {} SET {} = {}").format(target, sql.Identifier(*parameter.split(".")), _value(parameter, value))
+            )
+    connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(database, sql.Literal(wanted["connection_limit"])))
+
+
+#: Settings that are lists of names: quoted as one string they would become one name.
+_LISTS = frozenset({"search_path", "datestyle", "session_preload_libraries", "local_preload_libraries", "temp_tablespaces"})
+
+
+def _value(parameter: str, value: str) -> sql.Composable:
+    """Return a setting's stored value as SQL."""
+    if parameter.lower() not in _LISTS:
+        return sql.Literal(value)
+    return sql.SQL(", ").join(sql.Literal(part.strip().strip('"')) for part in value.split(","))

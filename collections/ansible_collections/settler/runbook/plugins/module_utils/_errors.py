@@ -1,0 +1,96 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Errors of the engine, and what an operator can do about PostgreSQL's own."""
+
+from __future__ import annotations
+
+import typing as t
+
+if t.TYPE_CHECKING:
+    import psycopg
+
+#: SQLSTATE -> what usually helps. PostgreSQL's own HINT is always kept beside it.
+HINTS: dict[str, str] = {
+    "0A000": "The server does not have this feature or the extension's files: install the contrib package "
+    "on the server (uuid-ossp and pgcrypto are in it).",
+    "22P02": "A value does not fit its type. For a tenant context: SET app.current_tenant_id = '<uuid>' first.",
+    "23502": "Rows with NULL exist. Fill them in an earlier statement, then set NOT NULL.",
+    "23503": "Rows refer to rows that do not exist. Find and repair them before the constraint is added.",
+    "23505": "Rows with the same key exist. Find and merge them before the unique index is made.",
+    "23514": "Existing rows break the check. Repair them first.",
+    "25001": "This statement cannot run inside a transaction block.",
+    "25006": "The server or the session is read-only: connect to the primary.",
+    "2BP01": "Other objects depend on this one: change them first. CASCADE would drop them too.",
+    "3D000": "The database does not exist: playbooks/setup.yml makes it.",
+    "3F000": "The schema does not exist, or search_path does not name it.",
+    "40P01": "Two sessions waited for each other. The run is safe to repeat.",
+    "42501": "The role lacks the right: the owner role must own the objects (playbooks/create_database.yml "
+    "gives them to it) and hold CREATE on the database for extensions.",
+    "42601": "Not SQL that this server version knows. CREATE POLICY has no IF NOT EXISTS in any version.",
+    "42701": "The column exists already: write ADD COLUMN IF NOT EXISTS.",
+    "42703": "The column does not exist. A legacy table may lack it: add it with ADD COLUMN IF NOT EXISTS first.",
+    "42704": "The object does not exist. An extension must be made before its functions or types are used.",
+    "42710": "The object exists already. For policies and triggers test pg_policy or use CREATE OR REPLACE TRIGGER.",
+    "42883": "The function does not exist with these argument types, or its extension is not there.",
+    "42P01": "The table does not exist, or search_path does not name its schema.",
+    "42P07": "The table or index exists already: write IF NOT EXISTS.",
+    "53100": "The server's disk is full. Free space, then run again.",
+    "53300": "The server has no connection slots left: end idle sessions or raise max_connections.",
+    "55006": "Other sessions use the object or the database.",
+    "55P03": "Another session held the lock for longer than lock_timeout. Run again at a quieter time, or end the blocker.",
+    "55P04": "A new enum value can only be used after the transaction that adds it: put its use into the next file.",
+    "57014": "The statement was cancelled or ran longer than statement_timeout.",
+}
+
+
+class RunbookError(Exception):
+    """A failure that an operator can read.
+
+    Args:
+        message: what happened, to which file and line or object.
+        hint: what to do next; empty if there is nothing better to say.
+        facts: values for the module's result.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", **facts: t.Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.facts = facts
+
+    def as_result(self) -> dict[str, t.Any]:
+        """Return the arguments of C(fail_json)."""
+        message = self.message + (f"\n  next: {self.hint}" if self.hint else "")
+        return {"msg": message, "hint": self.hint, **self.facts}
+
+
+def hint_for(sqlstate: str | None) -> str:
+    """Return the one-line hint for an SQLSTATE, or an empty string."""
+    return HINTS.get(sqlstate or "", "")
+
+
+def describe(error: psycopg.Error) -> str:
+    """Return PostgreSQL's message with its SQLSTATE, DETAIL, HINT and CONTEXT, a line each."""
+    diag = error.diag
+    if diag.message_primary is None:
+        return str(error).strip()
+    lines = [f"{diag.message_primary} (SQLSTATE {diag.sqlstate})"]
+    for title, value in (
+        ("DETAIL", diag.message_detail),
+        ("HINT", diag.message_hint),
+        ("CONTEXT", diag.context),
+    ):
+        if value:
+            lines.append(f"  {title}: {value}")
+    return "\n".join(lines)
+
+
+def from_postgres(error: psycopg.Error, doing: str) -> RunbookError:
+    """Wrap an error of psycopg that happened while I(doing) something that no file is to blame for."""
+    return RunbookError(
+        f"{doing}: {describe(error)}",
+        hint=hint_for(error.sqlstate),
+        sqlstate=error.sqlstate or "",
+    )

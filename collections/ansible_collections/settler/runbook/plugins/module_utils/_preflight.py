@@ -1,0 +1,207 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Preflight: everything that can be known to make a run fail, before anything is changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import typing as t
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.settler.runbook.plugins.module_utils._connection import (
+    MAINTENANCE_DB,
+    connect,
+    connect_if_exists,
+    set_role,
+)
+from ansible_collections.settler.runbook.plugins.module_utils._database import blind_tables
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs
+
+if t.TYPE_CHECKING:
+    import psycopg
+
+SUPPORTED = range(14, 19)
+
+_SERVER = """
+SELECT current_setting('server_version_num')::int / 10000, current_setting('server_version'), pg_is_in_recovery(),
+    (SELECT rolsuper OR rolcreatedb FROM pg_catalog.pg_roles WHERE rolname = current_user)
+"""
+
+_ROLES = """
+SELECT want.name, r.oid IS NOT NULL, coalesce(r.rolsuper OR r.rolbypassrls, false),
+    coalesce(pg_has_role(current_user, r.oid, 'MEMBER'), false),
+    coalesce(pg_has_role(r.oid, owner.oid, 'MEMBER'), false)
+FROM unnest(%(names)s::text[]) want(name)
+LEFT JOIN pg_catalog.pg_roles r ON r.rolname = want.name
+LEFT JOIN pg_catalog.pg_roles owner ON owner.rolname = %(owner)s
+"""
+
+_STRANGERS = """
+SELECT count(*), coalesce(string_agg(DISTINCT pg_get_userbyid(c.relowner), ', '), '')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND pg_get_userbyid(c.relowner) <> %s
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = c.oid AND e.classid = 'pg_class'::regclass
+                  AND e.deptype = 'e')
+"""
+
+_LONG = """
+SELECT pid, usename, extract(epoch FROM clock_timestamp() - xact_start)::int
+FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start < clock_timestamp() - interval '1 minute'
+ORDER BY xact_start LIMIT 5
+"""
+
+_EARLIER = """
+SELECT pid, application_name, state FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'runbook:%' AND pid <> pg_backend_pid()
+  AND application_name NOT LIKE '%:preflight'
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check: C(status) is C(ok), C(warning) or C(failed)."""
+
+    check: str
+    status: str
+    detail: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the run is going to need."""
+
+    owner: str | None = None
+    application: str | None = None
+    extensions: tuple[str, ...] = ()
+    backup_directory: Path | None = None
+    client_bin: str | None = None
+    database_required: bool = True
+
+
+def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row], dict[str, t.Any]]:
+    """Make all checks; one that fails does not keep the next from being made.
+
+    Returns:
+        the rows, and facts: C(server_version), C(server_major), C(exists), C(size_bytes).
+    """
+    database = connect_if_exists(params, application="runbook:preflight")
+    rows = [_exists(params["login_db"], database is not None, wanted)]
+    connection = database or connect(params, dbname=MAINTENANCE_DB, application="runbook:preflight")
+    with connection:
+        major, version, standby, may_create = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
+        facts = {"server_version": version, "server_major": major, "exists": database is not None, "size_bytes": 0}
+        rows += _server(major, version, standby)
+        rows += _extensions(connection, wanted)
+        rows += _roles(connection, wanted)
+        if not may_create:
+            rows.append(
+                Row("rollback", "failed", f"{params['login_user']} lacks CREATEDB", "ALTER ROLE … CREATEDB: a restore needs it.")
+            )
+        if database is not None:
+            facts["size_bytes"] = connection.execute("SELECT pg_database_size(current_database())").fetchone()[0]  # type: ignore[index]
+            rows += _sessions(connection)
+            if wanted.owner and not any(row.status == "failed" for row in rows):
+                rows += _objects(connection, wanted.owner)
+    if wanted.backup_directory is not None:
+        rows += _backup(wanted, major, facts["size_bytes"])
+    return rows, facts
+
+
+def _exists(database: str, exists: bool, wanted: Wanted) -> Row:
+    if exists or not wanted.database_required:
+        return Row("database", "ok", f"{database} {'exists' if exists else 'will be made'}")
+    return Row("database", "failed", f"{database} does not exist", "playbooks/setup.yml makes it.")
+
+
+def _server(major: int, version: str, standby: bool) -> list[Row]:
+    rows = [Row("server version", "ok", version)]
+    if major not in SUPPORTED:
+        span = f"{SUPPORTED.start} to {SUPPORTED.stop - 1}"
+        rows = [Row("server version", "failed", version, f"PostgreSQL {span} is supported.")]
+    if standby:
+        rows.append(Row("primary", "failed", "the server is a standby", "Connect to the primary."))
+    return rows
+
+
+def _extensions(connection: psycopg.Connection[t.Any], wanted: Wanted) -> list[Row]:
+    there = {row[0] for row in connection.execute("SELECT name FROM pg_catalog.pg_available_extensions")}
+    return [
+        Row("extension", "ok", name)
+        if name in there
+        else Row("extension", "failed", f"{name} is not installed on the server", "Install PostgreSQL's contrib package there.")
+        for name in wanted.extensions
+    ]
+
+
+def _roles(connection: psycopg.Connection[t.Any], wanted: Wanted) -> list[Row]:
+    """The owner must be ours to become; the application must not be able to see past row level security."""
+    names = [name for name in (wanted.owner, wanted.application) if name]
+    if not names:
+        return []
+    rows = []
+    for name, exists, unbound, ours, owns in connection.execute(_ROLES, {"names": names, "owner": wanted.owner}).fetchall():
+        if not exists:
+            rows.append(Row("role", "failed", f"{name} does not exist", "playbooks/create_database.yml makes the roles."))
+        elif not ours:
+            rows.append(Row("role", "failed", f"this login is no member of {name}", f"GRANT {name} TO the migrator."))
+        elif name == wanted.application and (unbound or owns):
+            rows.append(Row("role", "failed", f"{name} is superuser, BYPASSRLS or owner", "Policies do not hold for it."))
+        else:
+            rows.append(Row("role", "ok", name))
+    return rows
+
+
+def _objects(connection: psycopg.Connection[t.Any], owner: str) -> list[Row]:
+    """The owner must own all tables and see all their rows."""
+    count, roles = connection.execute(_STRANGERS, [owner]).fetchone()  # type: ignore[misc]
+    if count:
+        hint = f"ansible-playbook playbooks/create_database.yml -e create_database_adopt_from={roles.replace(', ', ',')}"
+        return [Row("ownership", "failed", f"{count} tables and views belong to {roles}, not to {owner}", hint)]
+    set_role(connection, owner)
+    blind = blind_tables(connection)
+    if blind:
+        hint = "Without FORCE ROW LEVEL SECURITY the owner sees all rows; a backup must."
+        return [Row("sight", "failed", f"{owner} sees only a part of {', '.join(blind)}", hint)]
+    return [Row("ownership", "ok", f"{owner} owns all tables and sees all rows")]
+
+
+def _sessions(connection: psycopg.Connection[t.Any]) -> list[Row]:
+    """Long transactions make DDL wait; backends of an earlier run still work."""
+    rows = [
+        Row("long transaction", "warning", f"pid {pid} ({user}) is open for {seconds} s", "DDL will wait for it.")
+        for pid, user, seconds in connection.execute(_LONG).fetchall()
+    ]
+    rows += [
+        Row("other run", "warning", f"pid {pid} of {name} is {state}", "It is waited for, or ends when its client is gone.")
+        for pid, name, state in connection.execute(_EARLIER).fetchall()
+    ]
+    return rows
+
+
+def _backup(wanted: Wanted, server_major: int, size: int) -> list[Row]:
+    """The client programs must fit, the folder must be writable, the disk large enough."""
+    assert wanted.backup_directory is not None
+    rows = []
+    try:
+        folder, major = find_programs(server_major, wanted.client_bin)
+        rows.append(Row("client programs", "ok", f"{major} in {folder}"))
+    except RunbookError as error:
+        rows.append(Row("client programs", "failed", error.message, error.hint))
+    place = next(path for path in (wanted.backup_directory, *wanted.backup_directory.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK | os.X_OK):
+        rows.append(Row("backup folder", "failed", f"{place} is not writable", "Set runbook_backup_directory."))
+    elif free < size:
+        detail = f"{free // 2**20} MB free at {place}, the database has {size // 2**20} MB"
+        rows.append(Row("backup folder", "failed", detail, "Free space, or set runbook_backup_directory."))
+    else:
+        rows.append(Row("backup folder", "ok", f"{wanted.backup_directory}, {free // 2**20} MB free"))
+    return rows

@@ -1,0 +1,168 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Verification: the catalogue against an expectation, and the health that a catalogue comparison does not show."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot
+
+if t.TYPE_CHECKING:
+    import psycopg
+
+#: Kinds of a snapshot in the order in which an operator wants to read their differences.
+_KINDS = {
+    "extensions": "extension",
+    "schemas": "schema",
+    "types": "type",
+    "tables": "table",
+    "sequences": "sequence",
+    "functions": "function",
+    "views": "view",
+    "materialized_views": "materialized view",
+    "default_privileges": "default privileges",
+}
+_PARTS = {
+    "columns": "column",
+    "constraints": "constraint",
+    "indexes": "index",
+    "policies": "policy",
+    "triggers": "trigger",
+    "grants": "grant",
+}
+
+_HEALTH: dict[str, tuple[str, str, str]] = {  # check: (query of broken objects, expected, hint)
+    "index valid": (
+        "SELECT i.indexrelid::regclass::text, concat_ws(', ', CASE WHEN NOT i.indisvalid THEN 'invalid' END, "
+        "CASE WHEN NOT i.indisready THEN 'not ready' END, CASE WHEN NOT i.indislive THEN 'not live' END) "
+        "FROM pg_catalog.pg_index i WHERE i.indexrelid >= 16384 "
+        "AND NOT (i.indisvalid AND i.indisready AND i.indislive)",
+        "valid and ready",
+        "A concurrent build failed: REINDEX INDEX CONCURRENTLY, or drop it and build it again.",
+    ),
+    "constraint validated": (
+        "SELECT coalesce(conrelid::regclass::text, contypid::regtype::text) || '.' || conname, 'not validated' "
+        "FROM pg_catalog.pg_constraint WHERE NOT convalidated AND oid >= 16384",
+        "validated",
+        "ALTER TABLE … VALIDATE CONSTRAINT, after the rows that break it were repaired.",
+    ),
+    "partition attached": (
+        "SELECT inhrelid::regclass::text, 'detach pending' FROM pg_catalog.pg_inherits WHERE inhdetachpending",
+        "attached or detached",
+        "ALTER TABLE … DETACH PARTITION … FINALIZE.",
+    ),
+    "trigger enabled": (
+        "SELECT tgrelid::regclass::text || '.' || tgname, CASE tgenabled WHEN 'D' THEN 'disabled' ELSE 'enabled ' || tgenabled::text END "
+        "FROM pg_catalog.pg_trigger WHERE tgenabled <> 'O' AND oid >= 16384",
+        "enabled",
+        "ALTER TABLE … ENABLE TRIGGER; a disabled foreign key trigger lets orphans in.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: C(status) is C(ok), C(failed) or C(unexpected) (there, but not in the expectation)."""
+
+    check: str
+    object: str
+    status: str = "ok"
+    expected: str = ""
+    actual: str = ""
+    hint: str = ""
+
+
+def compare(expected: Snapshot, actual: Snapshot) -> list[Check]:
+    """Compare two snapshots; a row for every property that was looked at.
+
+    Extensions are compared by minimum version. Where the expectation says nothing of a kind, nothing is compared.
+    """
+    rows: list[Check] = []
+    for kind, title in _KINDS.items():
+        if kind not in expected:
+            continue
+        want, have = expected[kind] or {}, actual.get(kind) or {}
+        for name, value in want.items():
+            if name not in have:
+                rows.append(Check(title, name, "failed", "present", "missing"))
+            elif kind == "extensions":
+                rows.append(_minimum(name, str(value), str(have[name])))
+            else:
+                rows += _compare_object(title, name, value, have[name])
+        rows += [Check(title, name, "unexpected", "absent", "present") for name in have if name not in want]
+    return rows
+
+
+def _compare_object(title: str, name: str, want: t.Any, have: t.Any) -> list[Check]:
+    """Compare the properties of one object; both sides leave out empty ones."""
+    if not isinstance(want, dict) or not isinstance(have, dict):
+        return [_equal(title, name, want, have)]
+    rows = []
+    for key in sorted({*want, *have}, key=lambda key: (key not in want, key)):
+        if key in _PARTS:
+            inner_want, inner_have = want.get(key) or {}, have.get(key) or {}
+            for part in sorted({*inner_want, *inner_have}):
+                label = f"{name}: {part}"
+                if part not in inner_have:
+                    rows.append(Check(_PARTS[key], label, "failed", str(inner_want[part]), "missing"))
+                elif part not in inner_want:
+                    rows.append(Check(_PARTS[key], label, "unexpected", "absent", str(inner_have[part])))
+                else:
+                    rows.append(_equal(_PARTS[key], label, inner_want[part], inner_have[part]))
+        else:
+            rows.append(_equal(f"{title} {key.replace('_', ' ')}", name, want.get(key, "none"), have.get(key, "none")))
+    return rows
+
+
+def _equal(check: str, name: str, want: t.Any, have: t.Any) -> Check:
+    return Check(check, name, "ok" if want == have else "failed", str(want), str(have))
+
+
+def _minimum(name: str, want: str, have: str) -> Check:
+    """Compare extension versions number by number: 1.10 is newer than 1.9."""
+    numbers = [[int(part) for part in re.findall(r"\d+", version)] for version in (want, have)]
+    status = "ok" if numbers[1] >= numbers[0] else "failed"
+    return Check("extension version", name, status, f">= {want}", have, "" if status == "ok" else "ALTER EXTENSION … UPDATE.")
+
+
+def health(connection: psycopg.Connection[t.Any]) -> list[Check]:
+    """Look for what is there but does not work: invalid indexes, constraints never validated, disabled triggers."""
+    rows = []
+    for check, (query, expected, hint) in _HEALTH.items():
+        broken = connection.execute(t.cast("t.LiteralString", query)).fetchall()
+        rows += [Check(check, name, "failed", expected, actual, hint) for name, actual in broken]
+        if not broken:
+            rows.append(Check(check, "all", "ok", expected, expected))
+    return rows
+
+
+def table_of(rows: t.Iterable[Check], *, limit: int = 30) -> str:
+    """Return what is wrong as text: a line a check, with the place where long values begin to differ."""
+    bad = [row for row in rows if row.status != "ok"]
+    lines = []
+    for row in bad[:limit]:
+        want, have = _excerpts(row.expected, row.actual)
+        lines.append(f"  {row.status:<10} {row.check}  {row.object}")
+        lines.append(f"             expected: {want}")
+        lines.append(f"             actual:   {have}")
+        if row.hint:
+            lines.append(f"             hint:     {row.hint}")
+    if len(bad) > limit:
+        lines.append(f"  … and {len(bad) - limit} more")
+    return "\n".join(lines)
+
+
+def _excerpts(want: str, have: str, width: int = 100) -> tuple[str, str]:
+    """Shorten two long values to the part where they differ."""
+    if max(len(want), len(have)) <= width:
+        return want, have
+    same = difflib.SequenceMatcher(None, want, have, autojunk=False).find_longest_match(0, len(want), 0, len(have))
+    start = max(0, (same.size if same.a == same.b == 0 else 0) - 20)
+    mark = "…" if start else ""
+    return tuple(f"{mark}{text[start : start + width]}" for text in (want, have))  # type: ignore[return-value]

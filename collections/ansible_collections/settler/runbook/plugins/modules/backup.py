@@ -1,0 +1,174 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Dump a database with the proof of the dump."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup
+short_description: Dump a PostgreSQL database, with a manifest that proves the dump
+version_added: 0.1.0
+description:
+  - Runs C(pg_dump) in directory format, in parallel, in a snapshot that also gives the row count of every table and
+    the digest of the catalogue.
+  - Writes C(manifest.json) with these, with the checksum of every file, and with what a dump of one database leaves
+    out - owner, grants and settings of the database, and the roles it refers to, without passwords.
+  - The backup is written under a temporary name and renamed when it is whole and on the disk. Folders have mode 0700,
+    files 0600.
+  - Refuses a role that does not see all rows. Such a dump would be partial.
+  - A run that has its backup already changes nothing.
+options:
+  directory:
+    description: Folder of all backups; this one goes to C(<directory>/<database>/<run id>).
+    type: path
+    required: true
+  run_id:
+    description: Name of this run.
+    type: str
+    required: true
+  environment:
+    description: Name of the environment. A backup is only restored where it was made.
+    type: str
+    required: true
+  set_role:
+    description: Role to dump as, usually the owner of the tables.
+    type: str
+  ledger_schema:
+    description: Schema of the ledger.
+    type: str
+    default: runbook
+  client_bin:
+    description: Folder of C(pg_dump). Without it the oldest that fits the server is looked for.
+    type: path
+  jobs:
+    description: Parallel connections of C(pg_dump).
+    type: int
+    default: 2
+  compression:
+    description: As C(pg_dump --compress), for instance V(gzip:1), V(zstd:3) (from version 16), or V(none).
+    type: str
+    default: gzip:1
+  lock_timeout:
+    description: Seconds to wait for tables that another session holds.
+    type: float
+    default: 10.0
+  keep:
+    description: How many whole backups of this database and environment to keep; V(0) keeps all.
+    type: int
+    default: 7
+extends_documentation_fragment:
+  - settler.runbook.connection
+  - settler.runbook.connection.database
+  - settler.runbook.attributes
+seealso:
+  - module: settler.runbook.restore
+  - module: settler.runbook.backup_info
+author:
+  - The Settler database team (@settler)
+"""
+
+EXAMPLES = r"""
+- name: Back up before the migration
+  settler.runbook.backup:
+    login_host: db.example.org
+    login_user: settler_migrator
+    login_password: "{{ runbook_migrator_password }}"
+    login_db: settler
+    directory: /var/backups/settler
+    environment: prod
+    set_role: settler_owner
+    run_id: "{{ runbook_run_id }}"
+"""
+
+RETURN = r"""
+path:
+  description: Folder of the backup; empty in check mode.
+  returned: always
+  type: str
+  sample: /var/backups/settler/settler/20261123t031500-4f2a
+rows:
+  description: Rows of all tables.
+  returned: always
+  type: int
+tables:
+  description: How many tables.
+  returned: always
+  type: int
+bytes:
+  description: Size of the backup in bytes.
+  returned: always
+  type: int
+duration_s:
+  description: How long it took, in seconds.
+  returned: always
+  type: float
+pruned:
+  description: Paths of older backups that were removed.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import typing as t
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.settler.runbook.plugins.module_utils._backup import Options, backup, rehearse
+from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+
+
+def work(module: AnsibleModule) -> dict[str, t.Any]:
+    """Back up, or in check mode look whether it could be done."""
+    params = module.params
+    options = Options(
+        directory=Path(params["directory"]),
+        run_id=params["run_id"],
+        environment=params["environment"],
+        role=params["set_role"],
+        ledger_schema=params["ledger_schema"],
+        client_bin=params["client_bin"],
+        jobs=max(1, params["jobs"]),
+        compression=params["compression"],
+        lock_timeout=params["lock_timeout"],
+        keep=params["keep"],
+    )
+    path = options.directory / params["login_db"] / options.run_id
+    changed = not path.exists()
+    manifest = rehearse(params, options) if module.check_mode and changed else backup(params, options)
+    return {
+        "changed": changed,
+        "path": manifest["path"],
+        "rows": manifest["rows"],
+        "tables": len(manifest["tables"]),
+        "bytes": manifest["bytes"],
+        "duration_s": manifest["duration_s"],
+        "pruned": manifest["pruned"],
+        "diff": {"before": "", "after": f"{path}\n" if changed else ""},
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    run_postgres_module(
+        work,
+        {
+            "directory": {"type": "path", "required": True},
+            "run_id": {"type": "str", "required": True},
+            "environment": {"type": "str", "required": True},
+            "set_role": {"type": "str"},
+            "ledger_schema": {"type": "str", "default": "runbook"},
+            "client_bin": {"type": "path"},
+            "jobs": {"type": "int", "default": 2},
+            "compression": {"type": "str", "default": "gzip:1"},
+            "lock_timeout": {"type": "float", "default": 10.0},
+            "keep": {"type": "int", "default": 7},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Verify a database against an expectation."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: verify
+short_description: Verify a database's schema, health and tenant isolation
+version_added: 0.1.0
+description:
+  - Compares the catalogue with an expectation in YAML - tables, columns, constraints, indexes, row level security,
+    policies, triggers, functions, views, extensions, grants - reading pg_catalog only.
+  - Looks for what is there but does not work - invalid indexes, constraints never validated, disabled triggers.
+  - Proves tenant isolation as the application role, with rows of two probe tenants in a transaction that is rolled back.
+  - Changes nothing. A failed check fails the module.
+options:
+  expected:
+    description:
+      - YAML file of the expectation, on the host where the module runs, in the shape of RV(catalogue).
+      - Without it the catalogue is only read.
+    type: path
+  role_names:
+    description: Names that stand for roles in the expectation, because roles differ by environment.
+    type: dict
+    default: {}
+  exclude_schemas:
+    description: Schemas that the expectation does not speak of, such as the ledger's.
+    type: list
+    elements: str
+    default: [runbook]
+  unexpected:
+    description: What to do about objects that the expectation does not have.
+    type: str
+    choices: [warn, fail, ignore]
+    default: warn
+  set_role:
+    description: Role to become, the owner of the tables, so that probe rows can be made.
+    type: str
+  isolation:
+    description: What to prove about tenants. Without it nothing is proved.
+    type: dict
+    suboptions:
+      role:
+        description: The application role. It must not be superuser, BYPASSRLS, or owner of the tables.
+        type: str
+        required: true
+      schema:
+        description: Schema of the tables.
+        type: str
+        default: public
+      tenant_table:
+        description: Table of the tenants, with a key C(id).
+        type: str
+        default: tenants
+      tenant_column:
+        description: Column that names a row's tenant.
+        type: str
+        default: tenant_id
+      setting:
+        description: Setting that carries a session's tenant.
+        type: str
+        default: app.current_tenant_id
+      exclude:
+        description: Tables with the tenant column that are not isolated by it.
+        type: list
+        elements: str
+        default: []
+      values:
+        description: Values for probe rows where a type's own value breaks a rule, by C(table.column).
+        type: dict
+        default: {}
+  run_id:
+    description: Name of this run.
+    type: str
+    default: ''
+extends_documentation_fragment:
+  - settler.runbook.connection
+  - settler.runbook.connection.database
+  - settler.runbook.attributes.info
+author:
+  - The Settler database team (@settler)
+requirements:
+  - PyYAML on the host where the module runs
+"""
+
+EXAMPLES = r"""
+- name: Verify the database
+  settler.runbook.verify:
+    login_host: db.example.org
+    login_user: settler_migrator
+    login_password: "{{ runbook_migrator_password }}"
+    login_db: settler
+    expected: "{{ playbook_dir }}/../sql/verify/expected.yml"
+    set_role: settler_owner
+    role_names:
+      settler_owner: $owner
+      settler_app: $app
+    isolation:
+      role: settler_app
+"""
+
+RETURN = r"""
+checks:
+  description: Checks that are not ok, as rows.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    check:
+      description: What was looked at.
+      type: str
+      returned: always
+      sample: policy
+    object:
+      description: Of which object.
+      type: str
+      returned: always
+      sample: "public.jobs: tenant_isolation_jobs"
+    status:
+      description: V(failed), or V(unexpected) for what is there but not expected.
+      type: str
+      returned: always
+    expected:
+      description: What the expectation says.
+      type: str
+      returned: always
+    actual:
+      description: What the database has.
+      type: str
+      returned: always
+    hint:
+      description: What to do.
+      type: str
+      returned: always
+counts:
+  description: How many checks were made, by status.
+  returned: always
+  type: dict
+  sample: {ok: 1204, failed: 0, unexpected: 0}
+isolated_tables:
+  description: How many tables were tried across the tenants' border.
+  returned: always
+  type: int
+digest:
+  description: SHA-256 of the catalogue, the same for the same schema on any server.
+  returned: always
+  type: str
+catalogue:
+  description: The catalogue in the shape of an expectation; only when O(expected) is not given.
+  returned: when O(expected) is not given
+  type: dict
+"""
+
+import dataclasses
+import typing as t
+from collections import Counter
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.yaml import HAS_YAML, yaml_load
+
+from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot, digest, snapshot
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, may_become, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._isolation import Settings, prove
+from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._verify import Check, compare, health, table_of
+
+
+def work(module: AnsibleModule) -> dict[str, t.Any]:
+    """Compare, look for what is broken, prove isolation; raise if a check failed."""
+    params = module.params
+    expected = read_expectation(params["expected"]) if params["expected"] else None
+    rows: list[Check] = []
+    with connect(params, application=f"runbook:{params['run_id']}:verify") as connection:
+        isolation = params["isolation"]
+        if module.check_mode and not may_become(connection, params["set_role"]):
+            isolation = None
+            module.warn(f"{params['login_user']} may not become {params['set_role']}: tenant isolation is not proved")
+        else:
+            set_role(connection, params["set_role"])
+        catalogue = snapshot(connection, exclude=params["exclude_schemas"], role_names=params["role_names"])
+        if expected is not None:
+            rows += compare(expected, catalogue)
+        rows += health(connection)
+        if isolation:
+            rows += prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
+    if params["unexpected"] == "ignore":
+        rows = [row for row in rows if row.status != "unexpected"]
+    counts = {"ok": 0, "failed": 0, "unexpected": 0} | Counter(row.status for row in rows)
+    isolated = len({row.object for row in rows if row.check == "tenant isolation: select"})
+    result: dict[str, t.Any] = {
+        "changed": False,
+        "checks": [dataclasses.asdict(row) for row in rows if row.status != "ok"],
+        "counts": counts,
+        "isolated_tables": isolated,
+        "digest": digest(catalogue),
+    }
+    if expected is None:
+        result["catalogue"] = catalogue
+    if counts["failed"] or (counts["unexpected"] and params["unexpected"] == "fail"):
+        raise RunbookError(
+            f"{counts['failed']} of {len(rows)} checks failed, {counts['unexpected']} unexpected\n{table_of(rows)}",
+            hint="Nothing was changed by the verification.",
+            **result,
+        )
+    if counts["unexpected"]:
+        module.warn(f"{counts['unexpected']} objects are not in the expectation:\n{table_of(rows)}")
+    return result
+
+
+def read_expectation(path: str) -> Snapshot:
+    """Read a YAML file that maps kinds to objects."""
+    if not HAS_YAML:
+        raise RunbookError("PyYAML is missing on this host", hint="pip install PyYAML")
+    try:
+        content = yaml_load(Path(path).read_text(encoding="utf-8"))
+    except Exception as error:  # PyYAML's classes are not importable where it is missing
+        raise RunbookError(f"{path}: {error}", hint="tools/expect.py writes this file.") from error
+    if not isinstance(content, dict):
+        raise RunbookError(f"{path}: not a mapping of kinds to objects", hint="tools/expect.py writes this file.")
+    return content
+
+
+def main() -> None:
+    """Run the module."""
+    run_postgres_module(
+        work,
+        {
+            "expected": {"type": "path"},
+            "role_names": {"type": "dict", "default": {}},
+            "exclude_schemas": {"type": "list", "elements": "str", "default": ["runbook"]},
+            "unexpected": {"type": "str", "choices": ["warn", "fail", "ignore"], "default": "warn"},
+            "set_role": {"type": "str"},
+            "isolation": {
+                "type": "dict",
+                "options": {
+                    "role": {"type": "str", "required": True},
+                    "schema": {"type": "str", "default": "public"},
+                    "tenant_table": {"type": "str", "default": "tenants"},
+                    "tenant_column": {"type": "str", "default": "tenant_id"},
+                    "setting": {"type": "str", "default": "app.current_tenant_id"},
+                    "exclude": {"type": "list", "elements": "str", "default": []},
+                    "values": {"type": "dict", "default": {}},
+                },
+            },
+            "run_id": {"type": "str", "default": ""},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
