@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import typing as t
 from pathlib import Path
 
@@ -16,7 +15,12 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.color import stringc
 from ansible.utils.display import Display
 
-MARKS = {"ok": ("✔", "green"), "changed": ("✔", "yellow"), "failed": ("✘", "red"), "skipped": ("–", "dark gray")}
+MARKS = {
+    "ok": ("✔", "green"),
+    "changed": ("✔", "yellow"),
+    "failed": ("✘", "red"),
+    "skipped": ("–", "dark gray"),
+}
 WIDTH = 88
 ARGUMENTS = {
     "title": {"type": "str", "required": True},
@@ -80,7 +84,7 @@ def render(content: t.Mapping[str, t.Any]) -> list[str]:
 
 def marked(state: str) -> str:
     """Return a state's mark in its colour."""
-    return t.cast(str, stringc(*MARKS[state]))
+    return t.cast("str", stringc(*MARKS[state]))
 
 
 def write(path: Path, content: t.Mapping[str, t.Any]) -> None:
@@ -88,7 +92,8 @@ def write(path: Path, content: t.Mapping[str, t.Any]) -> None:
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        partial.touch(mode=0o600)
+        with partial.open("w", encoding="utf-8") as file:
             json.dump(content, file, indent=2, ensure_ascii=False)
             file.write("\n")
         partial.rename(path)

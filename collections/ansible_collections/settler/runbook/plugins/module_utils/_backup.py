@@ -15,7 +15,6 @@ import shutil
 import time
 import typing as t
 from dataclasses import dataclass
-from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
@@ -34,10 +33,16 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import (
 )
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
-from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, start_program, wait_program
+from ansible_collections.settler.runbook.plugins.module_utils._programs import (
+    find_programs,
+    start_program,
+    wait_program,
+)
 
 if t.TYPE_CHECKING:
-    import psycopg
+    from pathlib import Path
+
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 _FACTS = """
 SELECT current_setting('server_version') AS server_version, system_identifier::text,
@@ -110,7 +115,14 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
             check_sight(connection)
             rows = row_counts(connection)
     duration = round(time.monotonic() - started, 2)
-    return {"path": "", "rows": sum(rows.values()), "tables": rows, "bytes": 0, "duration_s": duration, "pruned": []}
+    return {
+        "path": "",
+        "rows": sum(rows.values()),
+        "tables": rows,
+        "bytes": 0,
+        "duration_s": duration,
+        "pruned": [],
+    }
 
 
 def make_private(folder: Path) -> None:
@@ -126,7 +138,9 @@ def _only_one(home: Path) -> t.Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunbookError(f"{home}: another backup is being written", hint="Wait for it, then run again.") from None
+            raise RunbookError(
+                f"{home}: another backup is being written", hint="Wait for it, then run again."
+            ) from None
         yield
 
 
@@ -140,11 +154,17 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         facts = _facts(connection)
         check_space(folder, facts["size"])
-        command = [
-            programs / "pg_dump", *client_arguments(params), f"--dbname={params['login_db']}",
-            "--format=directory", f"--file={folder / 'dump'}", f"--jobs={options.jobs}", f"--snapshot={facts.pop('snapshot')}",
-            f"--lock-wait-timeout={int(options.lock_timeout * 1000)}", f"--compress={_level(options.compression, client_major)}",
-        ]  # fmt: skip
+        command: list[str | Path] = [
+            programs / "pg_dump",
+            *client_arguments(params),
+            f"--dbname={params['login_db']}",
+            "--format=directory",
+            f"--file={folder / 'dump'}",
+            f"--jobs={options.jobs}",
+            f"--snapshot={facts.pop('snapshot')}",
+            f"--lock-wait-timeout={int(options.lock_timeout * 1000)}",
+            f"--compress={_level(options.compression, client_major)}",
+        ]
         if options.role:
             command.append(f"--role={options.role}")
         with client_environment(params) as environment:
@@ -184,7 +204,8 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
 def _facts(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
     cursor = connection.execute(_FACTS)
     row = cursor.fetchone()
-    assert row is not None and cursor.description is not None
+    assert row is not None
+    assert cursor.description is not None
     return {column.name: value for column, value in zip(cursor.description, row, strict=True)}
 
 
@@ -215,7 +236,10 @@ def _level(compression: str, client_major: int) -> str:
     if client_major >= 16:
         return compression
     if method not in ("gzip", "none"):
-        raise RunbookError(f"pg_dump {client_major} compresses with gzip only, not {method}", hint="Set backup_compression: gzip:1.")
+        raise RunbookError(
+            f"pg_dump {client_major} compresses with gzip only, not {method}",
+            hint="Set backup_compression: gzip:1.",
+        )
     return level or "6" if method == "gzip" else "0"
 
 

@@ -15,7 +15,7 @@ import json
 import typing as t
 
 if t.TYPE_CHECKING:
-    import psycopg
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 Snapshot = dict[str, dict[str, t.Any]]
 
@@ -58,7 +58,8 @@ SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), jsonb
             || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
             || CASE WHEN a.attidentity <> '' THEN ' identity ' || a.attidentity::text ELSE '' END
             || CASE WHEN a.attgenerated <> '' THEN ' generated ' || pg_get_expr(d.adbin, d.adrelid)
-                    WHEN d.oid IS NOT NULL THEN ' default ' || pg_get_expr(d.adbin, d.adrelid) ELSE '' END), '{{}}')
+                    WHEN d.oid IS NOT NULL THEN ' default ' || pg_get_expr(d.adbin, d.adrelid) ELSE '' END),
+            '{{}}')
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type ty ON ty.oid = a.atttypid
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -78,18 +79,20 @@ SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), jsonb
             'with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')), '{{}}')
         FROM pg_catalog.pg_policy p WHERE p.polrelid = c.oid),
     'triggers', (SELECT coalesce(jsonb_object_agg(g.tgname, pg_get_triggerdef(g.oid)
-            || CASE g.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' DISABLED' ELSE ' ENABLED ' || g.tgenabled::text END), '{{}}')
+            || CASE g.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' DISABLED' ELSE ' ENABLED ' || g.tgenabled::text END),
+            '{{}}')
         FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND {_ours("c.oid", "pg_class")}
 """
 
 _FUNCTIONS = f"""
-SELECT quote_ident(n.nspname) || '.' || quote_ident(p.proname) || '(' || pg_get_function_identity_arguments(p.oid) || ')',
+SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
     jsonb_build_object(
     'owner', pg_get_userbyid(p.proowner),
     'grants', {_grants("p.proacl", "f", "p.proowner")},
-    'kind', CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' WHEN 'w' THEN 'window' ELSE 'function' END,
+    'kind', CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' WHEN 'w' THEN 'window'
+            ELSE 'function' END,
     'returns', coalesce(pg_get_function_result(p.oid), ''),
     'language', l.lanname,
     'volatility', CASE p.provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END,
@@ -171,7 +174,7 @@ def snapshot(
     """
     arguments = {"exclude": list(exclude)}
     result: Snapshot = {kind: {} for kind in ("schemas", "extensions", "types", *dict.fromkeys(_KINDS.values()))}
-    for relkind, name, properties in connection.execute(t.cast("t.LiteralString", _RELATIONS), arguments):
+    for relkind, name, properties in connection.execute(_RELATIONS, arguments):
         result[_KINDS[relkind]][name] = properties
     for kind, query in (
         ("schemas", _SCHEMAS),
@@ -182,8 +185,8 @@ def snapshot(
         ("default_privileges", _DEFAULT_PRIVILEGES),
     ):
         parameters = arguments if "%(exclude)s" in query else None
-        result[kind] = dict(connection.execute(t.cast("t.LiteralString", query), parameters).fetchall())
-    return t.cast(Snapshot, _renamed(_without_defaults(result), role_names or {}))
+        result[kind] = dict(connection.execute(query, parameters).fetchall())
+    return t.cast("Snapshot", _renamed(_without_defaults(result), role_names or {}))
 
 
 def digest(catalogue: Snapshot) -> str:
@@ -223,7 +226,7 @@ def _renamed(value: t.Any, names: t.Mapping[str, str]) -> t.Any:
     """Replace role names where roles stand: owners, grantees, and the owners of default privileges."""
     if not isinstance(value, dict):
         return value
-    result = {}
+    result: dict[str, t.Any] = {}
     for key, inner in value.items():
         if key == "owner":
             result[key] = names.get(inner, inner)

@@ -9,18 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import traceback
 import typing as t
 from pathlib import Path
 
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres, hint_for
-
-PSYCOPG_IMPORT_ERROR: str | None = None
-try:
-    import psycopg
-    from psycopg import sql
-except ImportError:
-    PSYCOPG_IMPORT_ERROR = traceback.format_exc()
+from ansible_collections.settler.runbook.plugins.module_utils._errors import (
+    RunbookError,
+    from_postgres,
+    hint_for,
+)
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 #: The database that is always there: for CREATE and ALTER DATABASE, and to ask whether another one exists.
 MAINTENANCE_DB = "postgres"
@@ -40,6 +37,7 @@ SESSION_SETTINGS: dict[str, tuple[int, str]] = {  # name: (first server version,
     "intervalstyle": (0, "postgres"),
     "row_security": (0, "on"),
 }
+
 
 def connection_argument_spec() -> dict[str, t.Any]:
     """Return the options of the fragment C(settler.runbook.connection)."""
@@ -218,7 +216,11 @@ def client_environment(params: t.Mapping[str, t.Any]) -> t.Iterator[dict[str, st
         passfile.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8")
         environment["PGPASSFILE"] = str(passfile)
         environment["PGSSLMODE"] = str(parameters["sslmode"])
-        for name, variable in (("sslrootcert", "PGSSLROOTCERT"), ("sslcert", "PGSSLCERT"), ("sslkey", "PGSSLKEY")):
+        for name, variable in (
+            ("sslrootcert", "PGSSLROOTCERT"),
+            ("sslcert", "PGSSLCERT"),
+            ("sslkey", "PGSSLKEY"),
+        ):
             if name in parameters:
                 environment[variable] = str(parameters[name])
         yield environment

@@ -2,20 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What belongs to a database but not into its dump: owner, encoding, locale, rights, settings, roles; and its row counts."""
+"""What belongs to a database but not into its dump (owner, locale, rights, settings, roles), and its row counts."""
 
 from __future__ import annotations
 
 import typing as t
 
-try:
-    from psycopg import sql
-    from psycopg.rows import dict_row
-except ImportError:  # the modules report it
-    pass
-
-if t.TYPE_CHECKING:
-    import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
 
 _PROPERTIES = """
 SELECT pg_get_userbyid(d.datdba) AS owner, pg_encoding_to_char(d.encoding) AS encoding,
@@ -121,13 +114,19 @@ def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t
             if entry["role"] is None:
                 target = sql.SQL("DATABASE {}").format(database)
             connection.execute(
-                sql.SQL("ALTER {} SET {} = {}").format(target, sql.Identifier(*parameter.split(".")), _value(parameter, value))
+                sql.SQL("ALTER {} SET {} = {}").format(
+                    target, sql.Identifier(*parameter.split(".")), _value(parameter, value)
+                )
             )
-    connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(database, sql.Literal(wanted["connection_limit"])))
+    connection.execute(
+        sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(database, sql.Literal(wanted["connection_limit"]))
+    )
 
 
 #: Settings that are lists of names: quoted as one string they would become one name.
-_LISTS = frozenset({"search_path", "datestyle", "session_preload_libraries", "local_preload_libraries", "temp_tablespaces"})
+_LISTS = frozenset(
+    {"search_path", "datestyle", "session_preload_libraries", "local_preload_libraries", "temp_tablespaces"}
+)
 
 
 def _value(parameter: str, value: str) -> sql.Composable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing as t
 
 if t.TYPE_CHECKING:
-    import psycopg
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 #: SQLSTATE -> what usually helps. PostgreSQL's own HINT is always kept beside it.
 HINTS: dict[str, str] = {
@@ -39,7 +39,7 @@ HINTS: dict[str, str] = {
     "53100": "The server's disk is full. Free space, then run again.",
     "53300": "The server has no connection slots left: end idle sessions or raise max_connections.",
     "55006": "Other sessions use the object or the database.",
-    "55P03": "Another session held the lock for longer than lock_timeout. Run again at a quieter time, or end the blocker.",
+    "55P03": "Another session held the lock for longer than lock_timeout. Run again later, or end the blocker.",
     "55P04": "A new enum value can only be used after the transaction that adds it: put its use into the next file.",
     "57014": "The statement was cancelled or ran longer than statement_timeout.",
 }

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def read_migrations(directory: str | Path) -> list[MigrationFile]:
     if not folder.is_dir():
         raise RunbookError(f"{folder}: no such folder of migrations", hint="Set migrate_directory.")
     files = sorted((read_migration(path) for path in sorted(folder.glob("*.sql"))), key=lambda file: file.order)
-    for earlier, later in zip(files, files[1:], strict=False):
+    for earlier, later in itertools.pairwise(files):
         if earlier.order == later.order:
             raise RunbookError(
                 f"{later.path}: version {later.version} is taken by {earlier.file}",
@@ -81,13 +81,15 @@ def decode(content: bytes, path: Path) -> str:
     nul = content.find(b"\0")
     if nul >= 0:
         raise RunbookError(
-            f"{path}:{line_at(content, nul)}: NUL byte", hint="PostgreSQL would silently stop reading there: remove it."
+            f"{path}:{line_at(content, nul)}: NUL byte",
+            hint="PostgreSQL would silently stop reading there: remove it.",
         )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RunbookError(
-            f"{path}:{line_at(content, error.start)}: not UTF-8 ({error.reason})", hint="Save the file as UTF-8."
+            f"{path}:{line_at(content, error.start)}: not UTF-8 ({error.reason})",
+            hint="Save the file as UTF-8.",
         ) from error
     return text.removeprefix(_BOM).replace("\r\n", "\n").replace("\r", "\n")
 
@@ -97,7 +99,7 @@ def checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def line_at(text: t.AnyStr, offset: int) -> int:
+def line_at(text: str | bytes, offset: int) -> int:
     """Return the line, from 1, of an offset."""
-    newline = b"\n" if isinstance(text, bytes) else "\n"
-    return text.count(t.cast(t.AnyStr, newline), 0, offset) + 1
+    before = text[:offset]
+    return (before.count(b"\n") if isinstance(before, bytes) else before.count("\n")) + 1

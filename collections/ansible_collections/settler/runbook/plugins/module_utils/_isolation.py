@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Tenant isolation, proved: as the application role, with rows of two probe tenants, in a transaction that is rolled back.
+"""Tenant isolation, proved as the application role, with rows of two probe tenants, in a transaction rolled back.
 
 The proof needs no knowledge of the schema but three names: the tenant table, the tenant column, and the setting that
 carries the context. A probe row for every isolated table is made from the catalogue: columns that must be given get
@@ -16,13 +16,8 @@ import uuid
 from dataclasses import dataclass, field
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import describe
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
-
-try:
-    import psycopg
-    from psycopg import sql
-except ImportError:  # the modules report it
-    pass
 
 _TABLES = """
 SELECT c.oid::int, n.nspname, c.relname,
@@ -36,12 +31,14 @@ ORDER BY c.relname
 
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, NULL), a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> '',
-    (SELECT k.confrelid::int FROM pg_catalog.pg_constraint k
-     WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND a.attnum = ANY (k.conkey) AND cardinality(k.conkey) = 1 LIMIT 1),
-    (SELECT f.attname FROM pg_catalog.pg_constraint k
-     JOIN pg_catalog.pg_attribute f ON f.attrelid = k.confrelid AND f.attnum = k.confkey[1]
-     WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND a.attnum = ANY (k.conkey) AND cardinality(k.conkey) = 1 LIMIT 1)
+    parent.oid::int, parent.key
 FROM pg_catalog.pg_attribute a
+LEFT JOIN LATERAL (
+    SELECT k.confrelid AS oid, f.attname AS key FROM pg_catalog.pg_constraint k
+    JOIN pg_catalog.pg_attribute f
+        ON f.attrelid = k.confrelid AND f.attnum = k.confkey[array_position(k.conkey, a.attnum)]
+    WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND a.attnum = ANY (k.conkey) LIMIT 1
+) parent ON true
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
@@ -49,23 +46,21 @@ _ROLE = """
 SELECT rolsuper, rolbypassrls,
     EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE n.nspname = %(schema)s AND c.relkind IN ('r', 'p') AND pg_has_role(r.oid, c.relowner, 'MEMBER')),
-    EXISTS (SELECT FROM pg_catalog.pg_roles x WHERE (x.rolsuper OR x.rolbypassrls) AND pg_has_role(r.oid, x.oid, 'MEMBER'))
+    EXISTS (SELECT FROM pg_catalog.pg_roles x
+            WHERE (x.rolsuper OR x.rolbypassrls) AND pg_has_role(r.oid, x.oid, 'MEMBER'))
 FROM pg_catalog.pg_roles r WHERE rolname = %(role)s
 """
 
-#: Values by type for columns that must be given. The tenant makes texts unique where a unique rule spans tenants.
-_VALUES: dict[str, t.Callable[[str], t.Any]] = {
-    "uuid": lambda tenant: str(uuid.uuid4()),
-    "text": lambda tenant: f"probe-{tenant}",
-    "character varying": lambda tenant: f"probe-{tenant}"[:20],
-    "boolean": lambda tenant: False,
-    "jsonb": lambda tenant: "{}",
-    "json": lambda tenant: "{}",
-    "text[]": lambda tenant: [],
-    "character varying[]": lambda tenant: [],
-    "timestamp without time zone": lambda tenant: "2000-01-01",
-    "timestamp with time zone": lambda tenant: "2000-01-01",
-    "date": lambda tenant: "2000-01-01",
+#: Values by type for columns that must be given; numbers get 0, texts the tenant, so that unique rules hold.
+_VALUES: dict[str, t.Any] = {
+    "boolean": False,
+    "jsonb": "{}",
+    "json": "{}",
+    "text[]": [],
+    "character varying[]": [],
+    "timestamp without time zone": "2000-01-01",
+    "timestamp with time zone": "2000-01-01",
+    "date": "2000-01-01",
 }
 
 
@@ -82,7 +77,7 @@ class Settings:
     values: t.Mapping[str, t.Any] = field(default_factory=dict)  # "table.column" -> value of a probe row
 
 
-class _Failed(Exception):
+class _ProofError(Exception):
     """The proof cannot be made; the text says why."""
 
 
@@ -100,15 +95,23 @@ def prove(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Che
     if row is None:
         return [Check("application role", settings.role, "failed", "present", "missing")]
     rows = [
-        Check("application role", settings.role, "failed" if wrong else "ok", f"not {what}", what if wrong else f"not {what}")
-        for what, wrong in zip(("superuser", "BYPASSRLS", "owner of the tables", "member of a superuser"), row, strict=True)
+        Check(
+            "application role",
+            settings.role,
+            "failed" if wrong else "ok",
+            f"not {what}",
+            what if wrong else f"not {what}",
+        )
+        for what, wrong in zip(
+            ("superuser", "BYPASSRLS", "owner of the tables", "member of a superuser"), row, strict=True
+        )
     ]
     if any(check.status != "ok" for check in rows):
         return rows
     connection.execute("BEGIN")
     try:
         rows += _prove(connection, settings)
-    except (_Failed, psycopg.Error) as error:
+    except (_ProofError, psycopg.Error) as error:
         text = describe(error) if isinstance(error, psycopg.Error) else str(error)
         rows.append(Check("tenant isolation", settings.schema, "failed", "provable", text))
     finally:
@@ -120,7 +123,7 @@ def _prove(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Ch
     found = connection.execute(_TABLES, {"schema": settings.schema, "column": settings.tenant_column}).fetchall()
     tables = _in_order([row for row in found if row[2] not in settings.exclude])
     if not tables:
-        raise _Failed(f"no table of {settings.schema} has a column {settings.tenant_column}")
+        raise _ProofError(f"no table of {settings.schema} has a column {settings.tenant_column}")
     mine, other = str(uuid.uuid4()), str(uuid.uuid4())
     _insert_probe_rows(connection, settings, tables, mine)
     probes = _insert_probe_rows(connection, settings, tables, other)
@@ -141,7 +144,7 @@ def _in_order(tables: list[t.Any]) -> list[t.Any]:
     while left:
         ready = [row for row in left.values() if not set(row[3] or ()) & set(left)]
         if not ready:
-            raise _Failed("foreign keys in a circle: " + ", ".join(row[2] for row in left.values()))
+            raise _ProofError("foreign keys in a circle: " + ", ".join(row[2] for row in left.values()))
         ordered += ready
         for row in ready:
             del left[row[0]]
@@ -162,7 +165,9 @@ def _insert_probe_rows(
     """Insert one row of a tenant into every table; return the rows by the table's OID."""
     made: dict[int, dict[str, t.Any]] = {}
     probes: dict[int, _Probe] = {}
-    root = connection.execute("SELECT %s::regclass::oid::int", [f"{settings.schema}.{settings.tenant_table}"]).fetchone()
+    root = connection.execute(
+        "SELECT %s::regclass::oid::int", [f"{settings.schema}.{settings.tenant_table}"]
+    ).fetchone()
     assert root is not None
     for oid, name in [(root[0], settings.tenant_table), *((row[0], row[2]) for row in tables)]:
         values = _probe_values(connection, settings, oid, name, tenant, made)
@@ -172,7 +177,7 @@ def _insert_probe_rows(
         try:
             row = connection.execute(_insert(settings, name, values) + returning, list(values.values())).fetchone()
         except psycopg.Error as error:
-            raise _Failed(f"no probe row for {name}: {describe(error)}") from error
+            raise _ProofError(f"no probe row for {name}: {describe(error)}") from error
         assert row is not None
         made[oid] = row[1]
         probes[oid] = _Probe(row[0], values)
@@ -207,13 +212,22 @@ def _probe_values(
         elif parent in made:
             values[column] = made[parent][key]
         elif required and not has_default:
-            values[column] = _VALUES.get(kind, lambda tenant: 0)(tenant)
+            values[column] = _probe_value(kind, tenant)
     return values
+
+
+def _probe_value(kind: str, tenant: str) -> t.Any:
+    if kind == "uuid":
+        return str(uuid.uuid4())
+    if kind in ("text", "character varying"):
+        return f"probe-{tenant}"[:20]
+    return _VALUES.get(kind, 0)
 
 
 def _may_touch(connection: psycopg.Connection[t.Any], table: str, role: str) -> bool:
     row = connection.execute(
-        "SELECT bool_or(has_table_privilege(%s, %s, kind)) FROM unnest(ARRAY['SELECT','INSERT','UPDATE','DELETE']) kind",
+        "SELECT bool_or(has_table_privilege(%s, %s, kind)) "
+        "FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) kind",
         [role, table],
     ).fetchone()
     return bool(row and row[0])
@@ -249,7 +263,15 @@ def _trespass(
         rows.append(Check(f"tenant isolation: {what}", name, "ok" if good else "failed", "no row", seen, hint))
     own = _attempt(connection, settings, mine, query("SELECT count(*) FROM {table} WHERE {column} = {mine}"), [])
     # A table may be closed to the application; one that is not must show a tenant its own row.
-    rows.append(Check("tenant isolation: own row", name, "ok" if own in ("1 row", "refused") else "unexpected", "1 row", own))
+    rows.append(
+        Check(
+            "tenant isolation: own row",
+            name,
+            "ok" if own in ("1 row", "refused") else "unexpected",
+            "1 row",
+            own,
+        )
+    )
     return rows
 
 
@@ -275,7 +297,11 @@ def _attempt(
         row = cursor.fetchone() if cursor.description else None
         count = row[0] if row else cursor.rowcount
         return f"{count} row" + ("" if count == 1 else "s")
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.CheckViolation, psycopg.errors.RaiseException):
+    except (
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.CheckViolation,
+        psycopg.errors.RaiseException,
+    ):
         return "refused"
     except psycopg.Error as error:
         return describe(error)

@@ -17,14 +17,7 @@ import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._files import CHECKSUM_ALGORITHM, MigrationFile
 from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow
-
-if t.TYPE_CHECKING:
-    import psycopg
-
-try:
-    from psycopg import sql
-except ImportError:  # the modules report it
-    pass
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS {schema};
@@ -111,9 +104,7 @@ class Ledger:
         if not self.exists():
             return []
         found = self.connection.execute(
-            self._compose(
-                "SELECT to_jsonb(m) FROM {schema}.migrations m ORDER BY applied_at, version"
-            )
+            self._compose("SELECT to_jsonb(m) FROM {schema}.migrations m ORDER BY applied_at, version")
         )
         return [row[0] for row in found]
 
@@ -127,14 +118,30 @@ class Ledger:
         return [row[0] for row in found]
 
     def record_applied(
-        self, file: MigrationFile, *, run_id: str, duration_ms: int, statements: int, attempts: int, lsn_before: str
+        self,
+        file: MigrationFile,
+        *,
+        run_id: str,
+        duration_ms: int,
+        statements: int,
+        attempts: int,
+        lsn_before: str,
     ) -> None:
         """Write the row and the event of an applied file, in the transaction that applied it."""
         self.connection.execute(
             self._compose(_INSERT),
             [
-                file.file, file.version, file.name, file.checksum, CHECKSUM_ALGORITHM, duration_ms, statements,
-                attempts, getpass.getuser(), run_id, lsn_before,
+                file.file,
+                file.version,
+                file.name,
+                file.checksum,
+                CHECKSUM_ALGORITHM,
+                duration_ms,
+                statements,
+                attempts,
+                getpass.getuser(),
+                run_id,
+                lsn_before,
             ],
         )
         self.record_event("applied", run_id=run_id, file=file.file, checksum=file.checksum)

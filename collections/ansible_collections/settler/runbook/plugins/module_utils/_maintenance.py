@@ -14,14 +14,7 @@ import time
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-
-try:
-    from psycopg import sql
-except ImportError:  # the modules report it
-    pass
-
-if t.TYPE_CHECKING:
-    import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 _ROLES = """
 SELECT r.rolname, r.rolsuper OR pg_has_role(r.oid, d.datdba, 'USAGE') AS unstoppable,

@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import typing as t
-from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+
+if t.TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -55,7 +57,9 @@ def read_manifest(folder: Path) -> dict[str, t.Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         sealed = content.pop("manifest_sha256")
     except FileNotFoundError:
-        raise RunbookError(f"{folder}: no backup: {NAME} is missing", hint="playbooks/status.yml lists the backups.") from None
+        raise RunbookError(
+            f"{folder}: no backup: {NAME} is missing", hint="playbooks/status.yml lists the backups."
+        ) from None
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise RunbookError(f"{path}: damaged: {error}", hint="Use another backup.") from error
     if sealed != _self_digest(content):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-import traceback
 import typing as t
 from dataclasses import dataclass, field
 
@@ -18,14 +17,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile, line_at
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger, lock_key
 from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan, plan
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, pq, psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, Statement, parse
-
-PSYCOPG_IMPORT_ERROR: str | None = None
-try:
-    import psycopg
-    from psycopg import pq
-except ImportError:
-    PSYCOPG_IMPORT_ERROR = traceback.format_exc()
 
 #: Another session stood in the way: the file was rolled back and may be tried again.
 RETRYABLE = frozenset({"55P03", "40P01"})
@@ -88,7 +81,10 @@ class Outcome:
 
 
 def migrate(
-    connection: psycopg.Connection[t.Any], files: t.Sequence[MigrationFile], options: Options, outcome: Outcome
+    connection: psycopg.Connection[t.Any],
+    files: t.Sequence[MigrationFile],
+    options: Options,
+    outcome: Outcome,
 ) -> None:
     """Apply what is pending.
 
@@ -109,7 +105,9 @@ def migrate(
             outcome.applied.append(_apply_with_retries(connection, ledger, script, options, outcome))
 
 
-def pending_plan(connection: psycopg.Connection[t.Any] | None, files: t.Sequence[MigrationFile], options: Options) -> Plan:
+def pending_plan(
+    connection: psycopg.Connection[t.Any] | None, files: t.Sequence[MigrationFile], options: Options
+) -> Plan:
     """Return the plan without a lock and without a write; no connection means no database: everything is pending."""
     rows = Ledger(connection, options.schema).rows() if connection else []
     return plan(files, rows, out_of_order=options.out_of_order)
@@ -135,8 +133,8 @@ def run_lock(connection: psycopg.Connection[t.Any], options: Options) -> t.Itera
         time.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - jitter, no secret
 
     def held() -> None:
-        mine = "SELECT count(*) FROM (" + _LOCK_HOLDERS + ") holder WHERE pid = pg_backend_pid()"
-        if not _one(connection, mine, {"key": key}):
+        me = connection.info.backend_pid
+        if not any(row["pid"] == me for row in _rows(connection, _LOCK_HOLDERS, {"key": key})):
             raise RunbookError("the run's advisory lock is gone; stopped before the next file", hint="Run again.")
 
     try:
@@ -154,7 +152,7 @@ def _apply_with_retries(
     for attempt in range(1, options.lock_attempts + 1):
         try:
             return _apply(connection, ledger, script, options, attempt)
-        except _StatementFailed as failure:
+        except _StatementError as failure:
             _give_up_transaction(connection)
             blocked = failure.error.sqlstate in RETRYABLE
             if blocked:
@@ -166,7 +164,7 @@ def _apply_with_retries(
     raise AssertionError("unreachable: lock_attempts is at least 1")
 
 
-class _StatementFailed(Exception):
+class _StatementError(Exception):
     """PostgreSQL refused a statement, or the COMMIT after the last one."""
 
     def __init__(self, error: psycopg.Error, statement: Statement | None) -> None:
@@ -215,14 +213,14 @@ def _apply(
     set_role(connection, options.role)
     connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
     connection.execute("BEGIN")
-    transaction, lsn = _rows(connection, "SELECT pg_current_xact_id()::text AS xid, pg_current_wal_insert_lsn()::text AS lsn")[
-        0
-    ].values()
+    transaction, lsn = _rows(
+        connection, "SELECT pg_current_xact_id()::text AS xid, pg_current_wal_insert_lsn()::text AS lsn"
+    )[0].values()
     for statement in script.statements:
         try:
             connection.execute(statement.text.encode())
         except psycopg.Error as error:
-            raise _StatementFailed(error, statement) from error
+            raise _StatementError(error, statement) from error
     _assert_same_transaction(connection, transaction, file)
     duration = int((time.monotonic() - started) * 1000)
     # The file may have changed role or search_path for itself; the ledger is written as its owner.
@@ -246,9 +244,9 @@ def _apply(
                 hint="Run again: what was committed is in the ledger and will not be repeated.",
                 ambiguous=True,
             ) from error
-        raise _StatementFailed(error, None) from error
+        raise _StatementError(error, None) from error
     except psycopg.Error as error:  # a deferred constraint
-        raise _StatementFailed(error, None) from error
+        raise _StatementError(error, None) from error
     return Applied(file.file, file.version, file.checksum, len(script.statements), duration, attempt)
 
 
@@ -272,7 +270,11 @@ def _give_up_transaction(connection: psycopg.Connection[t.Any]) -> None:
 
 
 def _record_failure(
-    connection: psycopg.Connection[t.Any], ledger: Ledger, script: Script, failure: _StatementFailed, options: Options
+    connection: psycopg.Connection[t.Any],
+    ledger: Ledger,
+    script: Script,
+    failure: _StatementError,
+    options: Options,
 ) -> None:
     """Write the failed event. A first run that fails leaves the database without a ledger, as it was."""
     if connection.closed:
@@ -294,14 +296,14 @@ def _rows(
     connection: psycopg.Connection[t.Any], query: t.LiteralString, parameters: t.Any = None
 ) -> list[dict[str, t.Any]]:
     """Return all rows as dictionaries."""
-    with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+    with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query, parameters).fetchall()
 
 
 def _one(connection: psycopg.Connection[t.Any], query: str, *parameters: t.Any) -> t.Any:
     """Return the one value of a query."""
     arguments = parameters[0] if parameters and isinstance(parameters[0], dict) else list(parameters)
-    row = connection.execute(t.cast("t.LiteralString", query), arguments or None).fetchone()
+    row = connection.execute(query, arguments or None).fetchone()
     assert row is not None
     return row[0]
 

@@ -2,25 +2,19 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What all modules of this collection do alike: arguments, missing libraries, one place that turns errors into results."""
+"""What all modules do alike: arguments, missing libraries, and the one place that turns errors into results."""
 
 from __future__ import annotations
 
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
-    PSYCOPG_IMPORT_ERROR,
     connection_argument_spec,
     database_argument_spec,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
-
-try:
-    import psycopg
-except ImportError:  # reported below
-    pass
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import PSYCOPG_IMPORT_ERROR, psycopg
 
 Work = t.Callable[[AnsibleModule], dict[str, t.Any]]
 

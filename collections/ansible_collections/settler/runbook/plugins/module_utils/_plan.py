@@ -10,7 +10,9 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
+
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,7 @@ class Plan:
         }
 
 
-def plan(
-    files: t.Sequence[MigrationFile], applied: t.Sequence[LedgerRow], *, out_of_order: bool = False
-) -> Plan:
+def plan(files: t.Sequence[MigrationFile], applied: t.Sequence[LedgerRow], *, out_of_order: bool = False) -> Plan:
     """Decide what is pending.
 
     Args:
@@ -91,7 +91,9 @@ def plan(
     if late and not out_of_order:
         raise RunbookError(
             "files are older than what the database has; nothing was applied\n"
-            + _listed([f"{file.path}: version {file.version} comes before {newest:03d}, which is applied" for file in late]),
+            + _listed(
+                [f"{file.path}: version {file.version} comes before {newest:03d}, which is applied" for file in late]
+            ),
             hint="Give them a newer number, or allow them once with -e migrate_out_of_order=true.",
             problems=[file.file for file in late],
         )

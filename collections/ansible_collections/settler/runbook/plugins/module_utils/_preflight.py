@@ -10,7 +10,6 @@ import os
 import shutil
 import typing as t
 from dataclasses import dataclass
-from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     MAINTENANCE_DB,
@@ -23,7 +22,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs
 
 if t.TYPE_CHECKING:
-    import psycopg
+    from pathlib import Path
+
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 SUPPORTED = range(14, 19)
 
@@ -97,16 +98,26 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
     connection = database or connect(params, dbname=MAINTENANCE_DB, application="runbook:preflight")
     with connection:
         major, version, standby, may_create = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
-        facts = {"server_version": version, "server_major": major, "exists": database is not None, "size_bytes": 0}
+        facts = {
+            "server_version": version,
+            "server_major": major,
+            "exists": database is not None,
+            "size_bytes": 0,
+        }
         rows += _server(major, version, standby)
         rows += _extensions(connection, wanted)
         rows += _roles(connection, wanted)
         if not may_create:
             rows.append(
-                Row("rollback", "failed", f"{params['login_user']} lacks CREATEDB", "ALTER ROLE … CREATEDB: a restore needs it.")
+                Row(
+                    "rollback",
+                    "failed",
+                    f"{params['login_user']} lacks CREATEDB",
+                    "ALTER ROLE … CREATEDB: a restore needs it.",
+                )
             )
         if database is not None:
-            facts["size_bytes"] = connection.execute("SELECT pg_database_size(current_database())").fetchone()[0]  # type: ignore[index]
+            (facts["size_bytes"],) = connection.execute("SELECT pg_database_size(current_database())").fetchone()  # type: ignore[misc]
             rows += _sessions(connection)
             if wanted.owner and not any(row.status == "failed" for row in rows):
                 rows += _objects(connection, wanted.owner)
@@ -136,34 +147,57 @@ def _extensions(connection: psycopg.Connection[t.Any], wanted: Wanted) -> list[R
     return [
         Row("extension", "ok", name)
         if name in there
-        else Row("extension", "failed", f"{name} is not installed on the server", "Install PostgreSQL's contrib package there.")
+        else Row(
+            "extension",
+            "failed",
+            f"{name} is not installed on the server",
+            "Install PostgreSQL's contrib package there.",
+        )
         for name in wanted.extensions
     ]
 
 
 def _roles(connection: psycopg.Connection[t.Any], wanted: Wanted) -> list[Row]:
-    """The owner must be ours to become; the application must not be able to see past row level security."""
+    """Check that the owner is ours to become, and that row level security holds for the application."""
     names = [name for name in (wanted.owner, wanted.application) if name]
     if not names:
         return []
     rows = []
-    for name, exists, unbound, ours, owns in connection.execute(_ROLES, {"names": names, "owner": wanted.owner}).fetchall():
+    for name, exists, unbound, ours, owns in connection.execute(
+        _ROLES, {"names": names, "owner": wanted.owner}
+    ).fetchall():
         if not exists:
-            rows.append(Row("role", "failed", f"{name} does not exist", "playbooks/create_database.yml makes the roles."))
+            rows.append(
+                Row(
+                    "role",
+                    "failed",
+                    f"{name} does not exist",
+                    "playbooks/create_database.yml makes the roles.",
+                )
+            )
         elif not ours:
             rows.append(Row("role", "failed", f"this login is no member of {name}", f"GRANT {name} TO the migrator."))
         elif name == wanted.application and (unbound or owns):
-            rows.append(Row("role", "failed", f"{name} is superuser, BYPASSRLS or owner", "Policies do not hold for it."))
+            rows.append(
+                Row(
+                    "role",
+                    "failed",
+                    f"{name} is superuser, BYPASSRLS or owner",
+                    "Policies do not hold for it.",
+                )
+            )
         else:
             rows.append(Row("role", "ok", name))
     return rows
 
 
 def _objects(connection: psycopg.Connection[t.Any], owner: str) -> list[Row]:
-    """The owner must own all tables and see all their rows."""
+    """Check that the owner owns all tables and sees all their rows."""
     count, roles = connection.execute(_STRANGERS, [owner]).fetchone()  # type: ignore[misc]
     if count:
-        hint = f"ansible-playbook playbooks/create_database.yml -e create_database_adopt_from={roles.replace(', ', ',')}"
+        hint = (
+            f"ansible-playbook playbooks/create_database.yml -e create_database_adopt_from={roles.replace(', ', ',')}"
+        )
         return [Row("ownership", "failed", f"{count} tables and views belong to {roles}, not to {owner}", hint)]
     set_role(connection, owner)
     blind = blind_tables(connection)
@@ -174,20 +208,30 @@ def _objects(connection: psycopg.Connection[t.Any], owner: str) -> list[Row]:
 
 
 def _sessions(connection: psycopg.Connection[t.Any]) -> list[Row]:
-    """Long transactions make DDL wait; backends of an earlier run still work."""
+    """Look for long transactions, which make DDL wait, and for backends of earlier runs."""
     rows = [
-        Row("long transaction", "warning", f"pid {pid} ({user}) is open for {seconds} s", "DDL will wait for it.")
+        Row(
+            "long transaction",
+            "warning",
+            f"pid {pid} ({user}) is open for {seconds} s",
+            "DDL will wait for it.",
+        )
         for pid, user, seconds in connection.execute(_LONG).fetchall()
     ]
     rows += [
-        Row("other run", "warning", f"pid {pid} of {name} is {state}", "It is waited for, or ends when its client is gone.")
+        Row(
+            "other run",
+            "warning",
+            f"pid {pid} of {name} is {state}",
+            "It is waited for, or ends when its client is gone.",
+        )
         for pid, name, state in connection.execute(_EARLIER).fetchall()
     ]
     return rows
 
 
 def _backup(wanted: Wanted, server_major: int, size: int) -> list[Row]:
-    """The client programs must fit, the folder must be writable, the disk large enough."""
+    """Check that client programs fit, that the folder is writable and the disk large enough."""
     assert wanted.backup_directory is not None
     rows = []
     try:

@@ -15,7 +15,12 @@ from pathlib import Path
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 
 PROGRAMS = ("pg_dump", "pg_restore")
-_FOLDERS = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin")
+_FOLDERS = (
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+)
 
 
 def find_programs(server_major: int, folder: str | None = None) -> tuple[Path, int]:
@@ -58,7 +63,9 @@ def _major(folder: Path) -> int | None:
     if not all((folder / program).is_file() for program in PROGRAMS):
         return None
     try:
-        answer = subprocess.run([folder / "pg_dump", "--version"], capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run(
+            [folder / "pg_dump", "--version"], capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     match = re.search(r"(\d+)", answer.stdout)
@@ -91,7 +98,9 @@ def wait_program(process: subprocess.Popen[str]) -> None:
     if process.returncode:
         name = Path(process.args[0]).name  # type: ignore[index,arg-type]
         lines = [line for line in errors.strip().splitlines() if line][-6:]
-        raise RunbookError(f"{name} failed with exit code {process.returncode}:\n" + "\n".join(f"  {line}" for line in lines))
+        raise RunbookError(
+            f"{name} failed with exit code {process.returncode}:\n" + "\n".join(f"  {line}" for line in lines)
+        )
 
 
 def run_program(command: t.Sequence[str | Path], environment: t.Mapping[str, str]) -> None:

@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Restore: into a new database, compared with the manifest, swapped in by rename. Nothing is dropped but our own leftovers."""
+"""Restore: into a new database, compared with the manifest, swapped in by rename.
+
+Nothing is dropped but what a killed restore of ours has left half made.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import re
 import time
 import typing as t
 from dataclasses import dataclass
-from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
@@ -27,13 +29,11 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import a
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, table_of
 
-try:
-    import psycopg
-    from psycopg import sql
-except ImportError:  # the modules report it
-    pass
+if t.TYPE_CHECKING:
+    from pathlib import Path
 
 
 def _mark(database: str) -> str:
@@ -90,14 +90,16 @@ def check(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     database = params["login_db"]
     for what, mine in (("database", database), ("environment", options.environment)):
         if manifest[what] != mine:
-            raise RunbookError(f"{options.source}: a backup of {what} {manifest[what]}, not of {mine}; nothing was touched")
+            raise RunbookError(
+                f"{options.source}: a backup of {what} {manifest[what]}, not of {mine}; nothing was touched"
+            )
     difference = _difference(params, options, manifest)
     if difference is not None:
         if options.confirm != database:
             raise RunbookError(
                 f"this replaces database {database} by its backup of {manifest['snapshot_time']}; nothing was touched\n"
                 + _told(difference),
-                hint=f"If that is meant: -e rollback_confirm={database}. The present database is kept under another name.",
+                hint=f"If that is meant: -e rollback_confirm={database}. The present database is kept, renamed.",
                 difference=difference,
             )
         if any(rows for rows in difference.values()) and not options.accept_data_loss:
@@ -107,7 +109,11 @@ def check(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
                 hint="If these rows may be lost: -e rollback_accept_data_loss=true.",
                 difference=difference,
             )
-    return {"manifest": manifest, "names": names_for(database, options.run_id), "difference": difference or {}}
+    return {
+        "manifest": manifest,
+        "names": names_for(database, options.run_id),
+        "difference": difference or {},
+    }
 
 
 def _difference(
@@ -187,9 +193,7 @@ def _drop_leftovers(connection: psycopg.Connection[t.Any], database: str) -> Non
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def _create(
-    connection: psycopg.Connection[t.Any], names: Names, wanted: t.Mapping[str, t.Any], run_id: str
-) -> None:
+def _create(connection: psycopg.Connection[t.Any], names: Names, wanted: t.Mapping[str, t.Any], run_id: str) -> None:
     """Make an empty database with the original's owner, encoding and locale."""
     parts = [
         sql.SQL("CREATE DATABASE {} TEMPLATE template0 OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {}").format(
@@ -216,10 +220,15 @@ def _create(
 def _load(params: t.Mapping[str, t.Any], options: Options, name: str, server_major: int) -> None:
     """Restore the dump into the new database; the first error ends it."""
     programs, _major = find_programs(server_major, options.client_bin)
-    command = [
-        programs / "pg_restore", *client_arguments(params), f"--dbname={name}", "--exit-on-error",
-        f"--jobs={options.jobs}", *([f"--role={options.role}"] if options.role else []), options.source / "dump",
-    ]  # fmt: skip
+    command: list[str | Path] = [
+        programs / "pg_restore",
+        *client_arguments(params),
+        f"--dbname={name}",
+        "--exit-on-error",
+        f"--jobs={options.jobs}",
+        *([f"--role={options.role}"] if options.role else []),
+        options.source / "dump",
+    ]
     with client_environment(params) as environment:
         run_program(command, environment)
 
@@ -229,7 +238,10 @@ def _compare(connection: psycopg.Connection[t.Any], options: Options, manifest: 
     counts = row_counts(connection)
     if counts != manifest["tables"]:
         wrong = {name for name in {*counts, *manifest["tables"]} if counts.get(name) != manifest["tables"].get(name)}
-        lines = [f"  {name}: {counts.get(name)} rows, the manifest says {manifest['tables'].get(name)}" for name in sorted(wrong)]
+        lines = [
+            f"  {name}: {counts.get(name)} rows, the manifest says {manifest['tables'].get(name)}"
+            for name in sorted(wrong)
+        ]
         raise RunbookError("the restored database has not the rows of its backup\n" + "\n".join(lines))
     catalogue = snapshot(connection)
     if digest(catalogue) != manifest["catalogue_digest"]:
@@ -248,7 +260,9 @@ def _swap(connection: psycopg.Connection[t.Any], names: Names, comment: str | No
         whether there was a database under the real name.
     """
     real, restored, failed = (sql.Identifier(name) for name in (names.real, names.restored, names.failed))
-    there = connection.execute("SELECT FROM pg_catalog.pg_database WHERE datname = %s", [names.real]).fetchone() is not None
+    there = (
+        connection.execute("SELECT FROM pg_catalog.pg_database WHERE datname = %s", [names.real]).fetchone() is not None
+    )
     if there:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(real))
     try:
@@ -280,13 +294,17 @@ def _empty(connection: psycopg.Connection[t.Any], database: str) -> None:
     deadline = time.monotonic() + 10
     while True:
         left = connection.execute(
-            "SELECT pid, usename FROM pg_catalog.pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()", [database]
+            "SELECT pid, usename FROM pg_catalog.pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+            [database],
         ).fetchall()
         if not left:
             return
         if time.monotonic() > deadline:
             told = ", ".join(f"pid {pid} ({user})" for pid, user in left)
-            raise RunbookError(f"sessions of {database} do not leave: {told}", hint="End them as a superuser, then run again.")
+            raise RunbookError(
+                f"sessions of {database} do not leave: {told}",
+                hint="End them as a superuser, then run again.",
+            )
         for pid, user in left:
             try:
                 connection.execute("SELECT pg_terminate_backend(%s)", [pid])

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import traceback
 import typing as t
@@ -62,7 +63,7 @@ def parse(file: MigrationFile) -> Script:
     statements = []
     line, counted = 1, 0
     for raw in tree:
-        start = raw.stmt_location
+        start = raw.stmt_location or 0
         line, counted = line + file.text.count("\n", counted, start), start
         text = file.text[start : start + raw.stmt_len if raw.stmt_len else None].rstrip()
         statement = Statement(text, line)
@@ -116,59 +117,52 @@ def refuses_transaction(node: t.Any) -> str:
 
     REINDEX and CLUSTER of a partitioned table are refused too, but only the catalogue knows that: the server says so.
     """
-    simple = {
-        ast.CreatedbStmt: "CREATE DATABASE",
-        ast.DropdbStmt: "DROP DATABASE",
-        ast.CreateTableSpaceStmt: "CREATE TABLESPACE",
-        ast.DropTableSpaceStmt: "DROP TABLESPACE",
-        ast.AlterSystemStmt: "ALTER SYSTEM",
+    name, applies = _refusals().get(type(node), ("", None))
+    return name if applies is None or applies(node) else ""
+
+
+@functools.cache
+def _refusals() -> dict[type, tuple[str, t.Callable[[t.Any], bool] | None]]:
+    """Return, by kind of statement, its name and when it is refused; None is always."""
+    wide = {
+        enums.ReindexObjectType.REINDEX_OBJECT_SCHEMA,
+        enums.ReindexObjectType.REINDEX_OBJECT_SYSTEM,
+        enums.ReindexObjectType.REINDEX_OBJECT_DATABASE,
     }
-    if type(node) in simple:
-        return simple[type(node)]
-    if isinstance(node, ast.VacuumStmt):
-        return "VACUUM" if node.is_vacuumcmd else ""
-    if isinstance(node, ast.IndexStmt):
-        return "CREATE INDEX CONCURRENTLY" if node.concurrent else ""
-    if isinstance(node, ast.DropStmt):
-        return "DROP INDEX CONCURRENTLY" if node.concurrent else ""
-    if isinstance(node, ast.ReindexStmt):
-        if any(option.defname == "concurrently" and _is_on(option) for option in node.params or ()):
-            return "REINDEX CONCURRENTLY"
-        wide = (
-            enums.ReindexObjectType.REINDEX_OBJECT_SCHEMA,
-            enums.ReindexObjectType.REINDEX_OBJECT_SYSTEM,
-            enums.ReindexObjectType.REINDEX_OBJECT_DATABASE,
-        )
-        return "REINDEX of a schema, database or system" if node.kind in wide else ""
-    if isinstance(node, ast.ClusterStmt):
-        return "" if node.relation else "CLUSTER without a table"
-    if isinstance(node, ast.AlterTableStmt):
-        detach = enums.AlterTableType.AT_DetachPartition
-        concurrent = any(command.subtype == detach and command.def_.concurrent for command in node.cmds)
-        return "DETACH PARTITION CONCURRENTLY" if concurrent else ""
-    if isinstance(node, ast.AlterDatabaseStmt):
-        moves = any(option.defname == "tablespace" for option in node.options or ())
-        return "ALTER DATABASE SET TABLESPACE" if moves else ""
-    if isinstance(node, ast.CreateSubscriptionStmt):
-        return "" if _makes_no_slot(node) else "CREATE SUBSCRIPTION that makes a slot"
-    if isinstance(node, ast.DropSubscriptionStmt):
-        return "DROP SUBSCRIPTION"
-    if isinstance(node, ast.DiscardStmt):
-        return "DISCARD ALL" if node.target == enums.DiscardMode.DISCARD_ALL else ""
-    return ""
+    detach = enums.AlterTableType.AT_DetachPartition
+    return {
+        ast.CreatedbStmt: ("CREATE DATABASE", None),
+        ast.DropdbStmt: ("DROP DATABASE", None),
+        ast.CreateTableSpaceStmt: ("CREATE TABLESPACE", None),
+        ast.DropTableSpaceStmt: ("DROP TABLESPACE", None),
+        ast.AlterSystemStmt: ("ALTER SYSTEM", None),
+        ast.DropSubscriptionStmt: ("DROP SUBSCRIPTION", None),
+        ast.VacuumStmt: ("VACUUM", lambda node: node.is_vacuumcmd),
+        ast.IndexStmt: ("CREATE INDEX CONCURRENTLY", lambda node: node.concurrent),
+        ast.DropStmt: ("DROP INDEX CONCURRENTLY", lambda node: node.concurrent),
+        ast.ReindexStmt: (
+            "REINDEX CONCURRENTLY, or of a schema, database or system,",
+            lambda node: node.kind in wide or _option(node.params, "concurrently"),
+        ),
+        ast.ClusterStmt: ("CLUSTER without a table", lambda node: not node.relation),
+        ast.AlterTableStmt: (
+            "DETACH PARTITION CONCURRENTLY",
+            lambda node: any(command.subtype == detach and command.def_.concurrent for command in node.cmds),
+        ),
+        ast.AlterDatabaseStmt: ("ALTER DATABASE SET TABLESPACE", lambda node: _option(node.options, "tablespace")),
+        ast.CreateSubscriptionStmt: (
+            "CREATE SUBSCRIPTION that makes a slot",
+            lambda node: _option(node.options, "connect", True) and _option(node.options, "create_slot", True),
+        ),
+        ast.DiscardStmt: ("DISCARD ALL", lambda node: node.target == enums.DiscardMode.DISCARD_ALL),
+    }
 
 
-def _makes_no_slot(node: t.Any) -> bool:
-    """Tell whether CREATE SUBSCRIPTION … WITH (connect = false) or (create_slot = false) was written."""
-    for option in node.options or ():
-        if option.defname in ("connect", "create_slot") and not _is_on(option):
-            return True
-    return False
-
-
-def _is_on(option: t.Any) -> bool:
-    """Tell whether a boolean option is set: one without a value is."""
-    if option.arg is None:
-        return True
-    value = next((getattr(option.arg, kind) for kind in ("sval", "ival", "boolval") if hasattr(option.arg, kind)), True)
-    return str(value).lower() not in ("false", "off", "0")
+def _option(options: t.Iterable[t.Any] | None, name: str, default: bool = False) -> bool:
+    """Tell whether an option is on: written without a value, or with any but false, off and 0."""
+    for option in options or ():
+        if option.defname == name:
+            kinds = ("sval", "ival", "boolval")
+            values = [getattr(option.arg, kind) for kind in kinds if hasattr(option.arg, kind)]
+            return not values or str(values[0]).lower() not in ("false", "off", "0")
+    return default

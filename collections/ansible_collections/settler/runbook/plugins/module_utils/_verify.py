@@ -11,10 +11,9 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot
-
 if t.TYPE_CHECKING:
-    import psycopg
+    from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 #: Kinds of a snapshot in the order in which an operator wants to read their differences.
 _KINDS = {
@@ -37,33 +36,54 @@ _PARTS = {
     "grants": "grant",
 }
 
-_HEALTH: dict[str, tuple[str, str, str]] = {  # check: (query of broken objects, expected, hint)
-    "index valid": (
-        "SELECT i.indexrelid::regclass::text, concat_ws(', ', CASE WHEN NOT i.indisvalid THEN 'invalid' END, "
-        "CASE WHEN NOT i.indisready THEN 'not ready' END, CASE WHEN NOT i.indislive THEN 'not live' END) "
-        "FROM pg_catalog.pg_index i WHERE i.indexrelid >= 16384 "
-        "AND NOT (i.indisvalid AND i.indisready AND i.indislive)",
+
+class _Health(t.NamedTuple):
+    """A look for objects that are there but do not work: C(query) returns their names and what is wrong."""
+
+    check: str
+    query: t.LiteralString
+    expected: str
+    hint: str
+
+
+_HEALTH = (
+    _Health(
+        "index valid",
+        """
+        SELECT i.indexrelid::regclass::text, concat_ws(', ', CASE WHEN NOT i.indisvalid THEN 'invalid' END,
+            CASE WHEN NOT i.indisready THEN 'not ready' END, CASE WHEN NOT i.indislive THEN 'not live' END)
+        FROM pg_catalog.pg_index i
+        WHERE i.indexrelid >= 16384 AND NOT (i.indisvalid AND i.indisready AND i.indislive)
+        """,
         "valid and ready",
         "A concurrent build failed: REINDEX INDEX CONCURRENTLY, or drop it and build it again.",
     ),
-    "constraint validated": (
-        "SELECT coalesce(conrelid::regclass::text, contypid::regtype::text) || '.' || conname, 'not validated' "
-        "FROM pg_catalog.pg_constraint WHERE NOT convalidated AND oid >= 16384",
+    _Health(
+        "constraint validated",
+        """
+        SELECT coalesce(nullif(conrelid, 0)::regclass::text, contypid::regtype::text) || '.' || conname, 'not validated'
+        FROM pg_catalog.pg_constraint WHERE NOT convalidated AND oid >= 16384
+        """,
         "validated",
         "ALTER TABLE … VALIDATE CONSTRAINT, after the rows that break it were repaired.",
     ),
-    "partition attached": (
+    _Health(
+        "partition attached",
         "SELECT inhrelid::regclass::text, 'detach pending' FROM pg_catalog.pg_inherits WHERE inhdetachpending",
         "attached or detached",
         "ALTER TABLE … DETACH PARTITION … FINALIZE.",
     ),
-    "trigger enabled": (
-        "SELECT tgrelid::regclass::text || '.' || tgname, CASE tgenabled WHEN 'D' THEN 'disabled' ELSE 'enabled ' || tgenabled::text END "
-        "FROM pg_catalog.pg_trigger WHERE tgenabled <> 'O' AND oid >= 16384",
+    _Health(
+        "trigger enabled",
+        """
+        SELECT tgrelid::regclass::text || '.' || tgname,
+            CASE tgenabled WHEN 'D' THEN 'disabled' ELSE 'enabled ' || tgenabled::text END
+        FROM pg_catalog.pg_trigger WHERE tgenabled <> 'O' AND oid >= 16384
+        """,
         "enabled",
         "ALTER TABLE … ENABLE TRIGGER; a disabled foreign key trigger lets orphans in.",
     ),
-}
+)
 
 
 @dataclass(frozen=True)
@@ -128,31 +148,42 @@ def _minimum(name: str, want: str, have: str) -> Check:
     """Compare extension versions number by number: 1.10 is newer than 1.9."""
     numbers = [[int(part) for part in re.findall(r"\d+", version)] for version in (want, have)]
     status = "ok" if numbers[1] >= numbers[0] else "failed"
-    return Check("extension version", name, status, f">= {want}", have, "" if status == "ok" else "ALTER EXTENSION … UPDATE.")
+    return Check(
+        "extension version",
+        name,
+        status,
+        f">= {want}",
+        have,
+        "" if status == "ok" else "ALTER EXTENSION … UPDATE.",
+    )
 
 
 def health(connection: psycopg.Connection[t.Any]) -> list[Check]:
     """Look for what is there but does not work: invalid indexes, constraints never validated, disabled triggers."""
     rows = []
-    for check, (query, expected, hint) in _HEALTH.items():
-        broken = connection.execute(t.cast("t.LiteralString", query)).fetchall()
-        rows += [Check(check, name, "failed", expected, actual, hint) for name, actual in broken]
+    for look in _HEALTH:
+        broken = connection.execute(look.query).fetchall()
+        rows += [Check(look.check, name, "failed", look.expected, actual, look.hint) for name, actual in broken]
         if not broken:
-            rows.append(Check(check, "all", "ok", expected, expected))
+            rows.append(Check(look.check, "all", "ok", look.expected, look.expected))
     return rows
 
 
-def table_of(rows: t.Iterable[Check], *, limit: int = 30) -> str:
-    """Return what is wrong as text: a line a check, with the place where long values begin to differ."""
-    bad = [row for row in rows if row.status != "ok"]
+def table_of(rows: t.Iterable[Check], *, limit: int = 20) -> str:
+    """Return what is wrong as text, failures first, with the place where long values begin to differ."""
+    bad = sorted((row for row in rows if row.status != "ok"), key=lambda row: row.status != "failed")
     lines = []
     for row in bad[:limit]:
+        lines.append(f"  {row.status:<10}  {row.check}  {row.object}")
         want, have = _excerpts(row.expected, row.actual)
-        lines.append(f"  {row.status:<10} {row.check}  {row.object}")
-        lines.append(f"             expected: {want}")
-        lines.append(f"             actual:   {have}")
+        if row.actual in ("missing", "present"):
+            lines[-1] += f": {row.actual}"
+        elif row.expected == "absent":
+            lines[-1] += f": {have}"
+        else:
+            lines += [f"              expected  {want}", f"              actual    {have}"]
         if row.hint:
-            lines.append(f"             hint:     {row.hint}")
+            lines.append(f"              hint      {row.hint}")
     if len(bad) > limit:
         lines.append(f"  … and {len(bad) - limit} more")
     return "\n".join(lines)

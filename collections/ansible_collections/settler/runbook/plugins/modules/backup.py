@@ -115,10 +115,11 @@ pruned:
 import typing as t
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils._backup import Options, backup, rehearse
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:

@@ -88,7 +88,6 @@ backups:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import list_backups
 
 FACTS = ("path", "run_id", "finished_at", "environment", "ledger_head", "rows", "bytes", "error")
@@ -97,7 +96,10 @@ FACTS = ("path", "run_id", "finished_at", "environment", "ledger_head", "rows", 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={"directory": {"type": "path", "required": True}, "database": {"type": "str", "required": True}},
+        argument_spec={
+            "directory": {"type": "path", "required": True},
+            "database": {"type": "str", "required": True},
+        },
         supports_check_mode=True,
     )
     try:

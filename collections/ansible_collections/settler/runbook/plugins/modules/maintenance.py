@@ -85,8 +85,6 @@ ended:
 
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils import _maintenance
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     connect,
@@ -94,6 +92,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     set_role,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -111,7 +112,11 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         out = set(_maintenance.kept_out(connection, roles))
         changed = out != set(roles) if opening else bool(out)
         after = sorted(roles) if opening else []
-        result = {"changed": changed, "ended": [], "diff": {"before": {"kept_out": sorted(out)}, "after": {"kept_out": after}}}
+        result = {
+            "changed": changed,
+            "ended": [],
+            "diff": {"before": {"kept_out": sorted(out)}, "after": {"kept_out": after}},
+        }
         if module.check_mode:
             return result
         set_role(connection, params["set_role"])

@@ -12,12 +12,14 @@ module: migrate
 short_description: Apply pending SQL migrations to a PostgreSQL database
 version_added: 0.1.0
 description:
-  - Applies the files C(NNN_name.sql) of a folder that the database's ledger does not have yet, in the order of their numbers.
+  - Applies the files C(NNN_name.sql) of a folder that the database's ledger does not have yet, in the order of their
+    numbers.
   - Each file is one transaction together with its row in the ledger. A file that fails leaves nothing behind.
   - A run holds an advisory lock of the database; a second one waits for O(lock_wait) seconds and then fails.
   - A file that was applied must stay as it is; a changed or missing one, and one that is older than what the database
     has, stops the run before anything is applied.
-  - In check mode, and with C(--diff), shows what would be applied; this needs no right to write, and not even the database.
+  - In check mode, and with C(--diff), shows what would be applied; this needs no right to write, and not even the
+    database.
 options:
   directory:
     description: Folder of the migrations, on the host where the module runs.
@@ -162,11 +164,15 @@ import dataclasses
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import Options, Outcome, migrate, pending_plan
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
+    Options,
+    Outcome,
+    migrate,
+    pending_plan,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
 

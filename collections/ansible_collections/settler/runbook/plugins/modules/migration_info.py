@@ -14,7 +14,8 @@ version_added: 0.1.0
 description:
   - Returns what is applied and what is pending, the newest events of the ledger, and the sessions of the database.
   - A database that does not exist is no error; everything is pending then.
-  - Files that do not agree with the ledger are returned as RV(problem) instead of failing, so that the rest can still be seen.
+  - Files that do not agree with the ledger are returned as RV(problem) instead of failing, so that the rest can still
+    be seen.
 options:
   directory:
     description: Folder of the migrations, on the host where the module runs.
@@ -146,8 +147,6 @@ kept_out:
 import contextlib
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
@@ -155,11 +154,10 @@ from ansible_collections.settler.runbook.plugins.module_utils._ledger import Led
 from ansible_collections.settler.runbook.plugins.module_utils._maintenance import kept_out
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._plan import plan
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row
 
-try:
-    import psycopg
-except ImportError:  # reported by run_postgres_module
-    pass
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 TABLES = """
 SELECT count(*)::int FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -198,7 +196,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             rows = ledger.rows()
             size = connection.execute("SELECT pg_database_size(current_database())").fetchone()
             tables = connection.execute(TABLES, [params["ledger_schema"]]).fetchone()
-            with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+            with connection.cursor(row_factory=dict_row) as cursor:
                 sessions = cursor.execute(SESSIONS).fetchall()
             result |= {
                 "exists": True,

@@ -12,7 +12,8 @@ module: ownership
 short_description: Give the objects of a database to one owner
 version_added: 0.1.0
 description:
-  - Makes O(owner) the owner of the schemas, tables, views, sequences, functions and types that belong to one of O(adopt_from).
+  - Makes O(owner) the owner of the schemas, tables, views, sequences, functions and types that belong to one of
+    O(adopt_from).
   - Fails, and names them, if objects belong to any other role. Taking them unasked could break another application.
   - Objects of extensions and of PostgreSQL itself are left alone.
   - C(REASSIGN OWNED) cannot do this for the role that PostgreSQL was installed with.
@@ -56,22 +57,19 @@ adopted:
 
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import sql
 
-try:
-    from psycopg import sql
-except ImportError:  # reported by run_postgres_module
-    pass
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 # Sequences of identity and serial columns follow their table; indexes and row types too.
 OBJECTS = """
 SELECT kind, name, pg_get_userbyid(owner) FROM (
-    SELECT 'SCHEMA' AS kind, quote_ident(nspname) AS name, nspowner AS owner, oid, 'pg_namespace'::regclass AS catalogue,
-        nspname AS schema
+    SELECT 'SCHEMA' AS kind, quote_ident(nspname) AS name, nspowner AS owner, oid,
+        'pg_namespace'::regclass AS catalogue, nspname AS schema
     FROM pg_catalog.pg_namespace WHERE nspname <> 'public'
     UNION ALL
     SELECT CASE c.relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
@@ -94,7 +92,8 @@ SELECT kind, name, pg_get_userbyid(owner) FROM (
 ) o
 WHERE schema !~ '^pg_' AND schema <> 'information_schema' AND pg_get_userbyid(owner) <> %(owner)s
   AND pg_get_userbyid(owner) <> 'pg_database_owner'
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = o.oid AND e.classid = o.catalogue AND e.deptype = 'e')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = o.oid AND e.classid = o.catalogue
+                  AND e.deptype = 'e')
 ORDER BY kind, name
 """
 
@@ -112,7 +111,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         if strangers:
             listed = "\n".join(f"  {line}" for line in strangers[:20])
             raise RunbookError(
-                f"{len(strangers)} objects of {params['login_db']} belong to other roles than {owner}; nothing was changed\n{listed}",
+                f"{len(strangers)} objects of {params['login_db']} belong to other roles than {owner}; "
+                f"nothing was changed\n{listed}",
                 hint="If they shall belong to it, name those roles: -e create_database_adopt_from=<role>,<role>",
                 objects=strangers,
             )

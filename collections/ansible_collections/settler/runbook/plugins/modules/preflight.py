@@ -14,7 +14,8 @@ version_added: 0.1.0
 description:
   - Makes all checks, and then fails with all that failed, so that an operator mends them at once.
   - In check mode what failed is a warning, so that a read-only role can see the rest of a plan.
-  - Looks at the server's version, whether it is the primary, extensions, roles, ownership of the tables, whether all rows
+  - Looks at the server's version, whether it is the primary, extensions, roles, ownership of the tables, whether all
+    rows
     can be seen, client programs, the backup folder and its space, long transactions and sessions of earlier runs.
 options:
   owner:
@@ -106,11 +107,12 @@ import dataclasses
 import typing as t
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._preflight import Wanted, preflight
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:

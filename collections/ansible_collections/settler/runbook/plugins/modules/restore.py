@@ -12,8 +12,9 @@ module: restore
 short_description: Restore a backup beside a database, prove it, and swap the two
 version_added: 0.1.0
 description:
-  - Checks every file of the backup against its manifest, restores into a new database, compares row counts and catalogue
-    with the manifest, gives it owner, grants and settings of the original, and swaps the two by rename in one transaction.
+  - Checks every file of the backup against its manifest, restores into a new database, compares row counts and
+    catalogue
+    with the manifest, gives it owner, grants and settings of the original, and swaps the two by rename.
   - The database that was there is kept under a name with the run's id. Nothing is dropped but what an earlier, killed
     restore has left half made.
   - Refuses without O(confirm), and where rows would be lost without O(accept_data_loss).
@@ -116,10 +117,11 @@ restored_s:
 import typing as t
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._restore import Options, check, restore
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:

@@ -58,17 +58,13 @@ import re
 import typing as t
 import unicodedata
 
-from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, libpq_parameters
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
-try:
-    import psycopg
-    from psycopg import sql
-except ImportError:  # reported by run_postgres_module
-    pass
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d+):([^$]+)\$([^:]+):(.+)")
 
@@ -87,7 +83,9 @@ def fits(password: str, verifier: str | None) -> bool:
 def is_set(params: t.Mapping[str, t.Any], connection: psycopg.Connection[t.Any]) -> bool:
     """Tell whether the role has the password already."""
     try:
-        row = connection.execute("SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = %s", [params["role"]]).fetchone()
+        row = connection.execute(
+            "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = %s", [params["role"]]
+        ).fetchone()
     except psycopg.errors.InsufficientPrivilege:
         login = {**libpq_parameters(params), "user": params["role"]}
         try:
@@ -109,7 +107,9 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         if found is not None and is_set(params, connection):
             return {"changed": False, "role": role}
         if not module.check_mode:
-            verifier = connection.pgconn.encrypt_password(params["password"].encode(), role.encode(), b"scram-sha-256").decode()
+            verifier = connection.pgconn.encrypt_password(
+                params["password"].encode(), role.encode(), b"scram-sha-256"
+            ).decode()
             superuser = connection.info.parameter_status("is_superuser") == "on"
             with connection.transaction():
                 if superuser:

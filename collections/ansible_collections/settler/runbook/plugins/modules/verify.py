@@ -15,7 +15,8 @@ description:
   - Compares the catalogue with an expectation in YAML - tables, columns, constraints, indexes, row level security,
     policies, triggers, functions, views, extensions, grants - reading pg_catalog only.
   - Looks for what is there but does not work - invalid indexes, constraints never validated, disabled triggers.
-  - Proves tenant isolation as the application role, with rows of two probe tenants in a transaction that is rolled back.
+  - Proves tenant isolation as the application role, with rows of two probe tenants in a transaction that is rolled
+    back.
   - Changes nothing. A failed check fails the module.
 options:
   expected:
@@ -160,15 +161,16 @@ import typing as t
 from collections import Counter
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.common.yaml import HAS_YAML, yaml_load
-
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot, digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, may_become, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._isolation import Settings, prove
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._verify import Check, compare, health, table_of
+
+if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
