@@ -14,6 +14,8 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.color import stringc
 from ansible.utils.display import Display
+from ansible_collections.settler.runbook.plugins.action.phase import ARGUMENTS as PHASE
+from ansible_collections.settler.runbook.plugins.action.phase import noted
 
 MARKS = {
     "ok": ("✔", "green"),
@@ -24,17 +26,7 @@ MARKS = {
 WIDTH = 88
 ARGUMENTS = {
     "title": {"type": "str", "required": True},
-    "phases": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {
-            "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": list(MARKS), "default": "ok"},
-            "text": {"type": "str", "default": ""},
-            "seconds": {"type": "float"},
-        },
-    },
+    "phases": {"type": "list", "elements": "dict", "options": PHASE},
     "outcome": {"type": "str", "required": True},
     "state": {"type": "str", "choices": list(MARKS), "default": "ok"},
     "facts": {"type": "dict", "default": {}},
@@ -53,6 +45,8 @@ class ActionModule(ActionBase):
         """Print; write the file if one is wanted."""
         result = super().run(tmp, task_vars)
         _validation, content = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        if content["phases"] is None:
+            content["phases"] = noted(task_vars or {})
         Display().display("\n" + "\n".join(render(content)) + "\n")
         result["changed"] = False
         path = content.pop("path")

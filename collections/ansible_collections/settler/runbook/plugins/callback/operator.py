@@ -37,6 +37,7 @@ QUIET = frozenset(
         "ansible.builtin.include_tasks",
         "ansible.builtin.set_fact",
         "ansible.builtin.validate_argument_spec",
+        "settler.runbook.phase",
         "settler.runbook.report",
     }
 )

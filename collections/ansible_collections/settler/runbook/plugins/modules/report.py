@@ -20,10 +20,9 @@ options:
     type: str
     required: true
   phases:
-    description: What the run did, in order.
+    description: What the run did, in order. Without it the phases that M(settler.runbook.phase) has noted.
     type: list
     elements: dict
-    default: []
     suboptions:
       name:
         description: Name of the phase.
