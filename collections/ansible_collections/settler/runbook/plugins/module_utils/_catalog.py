@@ -26,7 +26,7 @@ _OURS = """
                     AND e.deptype = 'e')
 """
 _GRANTS = """
-    (SELECT coalesce(jsonb_object_agg(grantee, privileges), '{{}}')
+    (SELECT coalesce(json_object_agg(grantee, privileges), '{{}}')
      FROM (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS grantee,
                   string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ', '
                              ORDER BY a.privilege_type) AS privileges
@@ -44,7 +44,7 @@ def _grants(acl: str, kind: str, owner: str) -> str:
 
 
 _RELATIONS = f"""
-SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), jsonb_build_object(
+SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), json_build_object(
     'owner', pg_get_userbyid(c.relowner),
     'grants', {_grants("c.relacl", "r", "c.relowner")},
     'options', coalesce(array_to_string(c.reloptions, ', '), ''),
@@ -52,24 +52,24 @@ SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), jsonb
                          WHEN c.relrowsecurity THEN 'enabled' ELSE 'off' END,
     'persistence', c.relpersistence,
     'partition', coalesce(pg_get_partkeydef(c.oid), pg_get_expr(c.relpartbound, c.oid), ''),
-    'columns', (SELECT coalesce(jsonb_object_agg(a.attname,
+    'columns', (SELECT coalesce(json_object_agg(a.attname,
             format_type(a.atttypid, a.atttypmod)
             || CASE WHEN a.attcollation <> ty.typcollation THEN ' collate ' || a.attcollation::regcollation ELSE '' END
             || CASE WHEN a.attnotnull THEN ' not null' ELSE '' END
             || CASE WHEN a.attidentity <> '' THEN ' identity ' || a.attidentity::text ELSE '' END
             || CASE WHEN a.attgenerated <> '' THEN ' generated ' || pg_get_expr(d.adbin, d.adrelid)
-                    WHEN d.oid IS NOT NULL THEN ' default ' || pg_get_expr(d.adbin, d.adrelid) ELSE '' END),
-            '{{}}')
+                    WHEN d.oid IS NOT NULL THEN ' default ' || pg_get_expr(d.adbin, d.adrelid) ELSE '' END
+            ORDER BY a.attnum), '{{}}')
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type ty ON ty.oid = a.atttypid
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
-    'constraints', (SELECT coalesce(jsonb_object_agg(k.conname, pg_get_constraintdef(k.oid)), '{{}}')
+    'constraints', (SELECT coalesce(json_object_agg(k.conname, pg_get_constraintdef(k.oid)), '{{}}')
         FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype <> 'n'),
-    'indexes', (SELECT coalesce(jsonb_object_agg(i.indexrelid::regclass, pg_get_indexdef(i.indexrelid)), '{{}}')
+    'indexes', (SELECT coalesce(json_object_agg(i.indexrelid::regclass, pg_get_indexdef(i.indexrelid)), '{{}}')
         FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid
         AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid AND k.conrelid = c.oid
                         AND k.contype IN ('p', 'u', 'x'))),
-    'policies', (SELECT coalesce(jsonb_object_agg(p.polname, concat_ws(' ',
+    'policies', (SELECT coalesce(json_object_agg(p.polname, concat_ws(' ',
             CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END,
             'for ' || CASE p.polcmd WHEN 'r' THEN 'select' WHEN 'a' THEN 'insert' WHEN 'w' THEN 'update'
                                     WHEN 'd' THEN 'delete' ELSE 'all' END,
@@ -78,7 +78,7 @@ SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), jsonb
             'using (' || pg_get_expr(p.polqual, p.polrelid) || ')',
             'with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')), '{{}}')
         FROM pg_catalog.pg_policy p WHERE p.polrelid = c.oid),
-    'triggers', (SELECT coalesce(jsonb_object_agg(g.tgname, pg_get_triggerdef(g.oid)
+    'triggers', (SELECT coalesce(json_object_agg(g.tgname, pg_get_triggerdef(g.oid)
             || CASE g.tgenabled WHEN 'O' THEN '' WHEN 'D' THEN ' DISABLED' ELSE ' ENABLED ' || g.tgenabled::text END),
             '{{}}')
         FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal))
@@ -88,7 +88,7 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND {_ours("c.oid", "pg_class")}
 
 _FUNCTIONS = f"""
 SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
-    jsonb_build_object(
+    json_build_object(
     'owner', pg_get_userbyid(p.proowner),
     'grants', {_grants("p.proacl", "f", "p.proowner")},
     'kind', CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' WHEN 'w' THEN 'window'
@@ -106,7 +106,7 @@ WHERE {_ours("p.oid", "pg_proc")}
 """
 
 _SEQUENCES = f"""
-SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), jsonb_build_object(
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), json_build_object(
     'owner', pg_get_userbyid(c.relowner),
     'grants', {_grants("c.relacl", "s", "c.relowner")},
     'type', format_type(s.seqtypid, NULL), 'increment', s.seqincrement, 'cycle', s.seqcycle)
@@ -116,7 +116,7 @@ WHERE {_ours("c.oid", "pg_class")}
 """
 
 _TYPES = f"""
-SELECT quote_ident(n.nspname) || '.' || quote_ident(y.typname), jsonb_build_object(
+SELECT quote_ident(n.nspname) || '.' || quote_ident(y.typname), json_build_object(
     'owner', pg_get_userbyid(y.typowner),
     'definition', CASE y.typtype
         WHEN 'e' THEN 'enum ' || (SELECT string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder)
@@ -131,7 +131,7 @@ WHERE (y.typtype IN ('e', 'd', 'r') OR (y.typtype = 'c' AND c.relkind = 'c')) AN
 """
 
 _SCHEMAS = f"""
-SELECT quote_ident(n.nspname), jsonb_build_object('owner', pg_get_userbyid(n.nspowner),
+SELECT quote_ident(n.nspname), json_build_object('owner', pg_get_userbyid(n.nspowner),
     'grants', {_grants("n.nspacl", "n", "n.nspowner")})
 FROM pg_catalog.pg_namespace n
 WHERE {_ours("n.oid", "pg_namespace")}
@@ -145,7 +145,7 @@ _DEFAULT_PRIVILEGES = """
 SELECT concat_ws(' ', pg_get_userbyid(d.defaclrole), 'in', coalesce(n.nspname, 'all schemas'),
     'on', CASE d.defaclobjtype WHEN 'r' THEN 'tables' WHEN 'S' THEN 'sequences' WHEN 'f' THEN 'functions'
           WHEN 'T' THEN 'types' WHEN 'n' THEN 'schemas' ELSE d.defaclobjtype::text END),
-    (SELECT coalesce(jsonb_object_agg(grantee, privileges), '{}')
+    (SELECT coalesce(json_object_agg(grantee, privileges), '{}')
      FROM (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS grantee,
                   string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges
            FROM aclexplode(d.defaclacl) a WHERE a.grantee <> d.defaclrole GROUP BY 1) g)

@@ -1,0 +1,262 @@
+"""The real playbooks, run as AWX runs them, against a real server."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tools import project
+
+if TYPE_CHECKING:
+    from tests.ansible.conftest import Deployment
+
+
+def test_setup_makes_a_verified_database_and_a_second_run_changes_nothing(deployment: Deployment) -> None:
+    first = deployment.play("setup.yml")
+    assert first.rc == 0, first.output
+    assert "and verified" in first.output
+    assert deployment.query("SELECT file FROM runbook.migrations ORDER BY 1")[0] == ("001_initial_schema.sql",)
+
+    second = deployment.play("setup.yml")
+    assert second.rc == 0, second.output
+    assert second.changed() == []
+
+
+def test_setup_lets_the_application_work_and_keeps_public_out(ready: Deployment) -> None:
+    tenant = ready.query("INSERT INTO tenants (name, slug) VALUES ('One', 'one') RETURNING id")[0][0]
+    with ready.connect(user="app") as app:
+        app.execute("SELECT set_config('app.current_tenant_id', %s, false)", [str(tenant)])
+        app.execute("INSERT INTO users (tenant_id, email, password_hash) VALUES (%s, 'a@example.org', 'x')", [tenant])
+        assert app.execute("SELECT email FROM users").fetchall() == [("a@example.org",)]
+        for forbidden in ("CREATE TABLE mine (id int)", "SELECT * FROM runbook.migrations", "DROP TABLE users"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                app.execute(forbidden)
+    public = "SELECT FROM pg_database, aclexplode(datacl) WHERE datname = current_database() AND grantee = 0"
+    assert ready.query(public) == []
+
+
+def test_setup_in_check_mode_on_a_fresh_server_shows_the_plan_and_writes_nothing(deployment: Deployment) -> None:
+    run = deployment.play("setup.yml", "--check", "--diff")
+    assert run.rc == 0, run.output
+    assert "001_initial_schema.sql" in run.output
+    assert deployment.databases() == []
+    assert deployment.query(f"SELECT FROM pg_roles WHERE rolname LIKE '{deployment.database}%'", "postgres") == []
+
+
+def test_setup_refuses_a_database_with_tables(deployment: Deployment) -> None:
+    counts = deployment.make_legacy()
+    run = deployment.play("setup.yml")
+    assert run.rc != 0
+    assert "playbooks/migrate.yml" in run.output
+    assert deployment.row_counts() == counts
+
+
+def test_a_legacy_database_is_migrated_and_keeps_every_row(taken_over: Deployment) -> None:
+    before = taken_over.row_counts()
+    run = taken_over.play("migrate.yml")
+    assert run.rc == 0, run.output
+    after = taken_over.row_counts()
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 28
+    assert taken_over.query("SELECT count(*) FROM jobs WHERE tenant_id IS NULL") == [(0,)]
+
+    second = taken_over.play("migrate.yml")
+    assert second.rc == 0, second.output
+    assert second.changed() == []
+    assert "nothing to do" in second.output
+    assert second.tasks("backup") == []
+
+
+def test_a_legacy_database_whose_tables_belong_to_others_is_refused_with_the_way_out(deployment: Deployment) -> None:
+    deployment.make_legacy()
+    refused = deployment.play("create_database.yml")
+    assert refused.rc != 0
+    assert "create_database_adopt_from" in refused.output
+
+    schema = deployment.dump()
+    assert deployment.play("migrate.yml").rc != 0
+    assert deployment.dump() == schema
+
+
+def test_an_error_in_the_last_statement_leaves_the_database_byte_for_byte(taken_over: Deployment) -> None:
+    path = taken_over.sql / "migrations" / "001_initial_schema.sql"
+    good = path.read_text(encoding="utf-8")
+    path.write_text(good + "\nALTER TABLE jobs\n  ADD COLUMN broken no_such_type;\n", encoding="utf-8")
+    line = good.count("\n") + 3
+    before = taken_over.dump(), taken_over.row_counts()
+
+    run = taken_over.play("migrate.yml")
+
+    assert run.rc != 0
+    assert f"001_initial_schema.sql:{line}: type" in run.output
+    assert "42704" in run.output
+    assert "nothing was committed" in run.output
+    assert (taken_over.dump(), taken_over.row_counts()) == before
+    with taken_over.connect(user="app"):
+        pass  # the window is closed again
+
+    path.write_text(good, encoding="utf-8")
+    assert taken_over.play("migrate.yml").rc == 0
+
+
+def test_an_error_in_a_later_file_takes_nothing_but_itself_back(ready: Deployment) -> None:
+    ready.migration("002_bad.sql", "CREATE TABLE two (id int);\nINSERT INTO two VALUES ('no number');\n")
+    before = ready.dump("--exclude-table-data=runbook.events")
+
+    run = ready.play("migrate.yml")
+
+    assert run.rc != 0
+    assert "002_bad.sql:2" in run.output
+    assert ready.dump("--exclude-table-data=runbook.events") == before
+    event = ready.query("SELECT event, file, detail ->> 'sqlstate' FROM runbook.events ORDER BY id DESC LIMIT 1")
+    assert event == [("failed", "002_bad.sql", "22P02")]
+
+
+def test_a_failed_verification_takes_a_committed_change_back(ready: Deployment) -> None:
+    ready.migration("002_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n")
+    before = ready.dump("--exclude-table-data=runbook.events"), ready.row_counts()
+
+    run = ready.play("migrate.yml", runbook_run_id="20260101t000000-test")
+
+    assert run.rc != 0
+    assert "public.jobs" in run.output
+    assert "taken back to the backup" in run.output
+    assert (ready.dump("--exclude-table-data=runbook.events"), ready.row_counts()) == before
+    failed = f"{ready.database}_failed_20260101t000000_test"
+    assert failed in ready.databases()
+    assert ready.query("SELECT count(*) FROM matches", failed) == [(0,)]
+    with ready.connect(user="app"):
+        pass
+
+
+def test_the_application_is_kept_out_while_the_change_runs(ready: Deployment) -> None:
+    ready.migration(
+        "002_look.sql",
+        "CREATE TABLE seen AS SELECT has_database_privilege("
+        f"'{ready.prefix}_app', current_database(), 'CONNECT') AS app_may_connect;\n"
+        "ALTER TABLE seen ENABLE ROW LEVEL SECURITY;\n",
+    )
+    with ready.connect(user="app") as app:
+        run = ready.play("migrate.yml")
+        assert run.rc == 0, run.output
+        with pytest.raises(psycopg.OperationalError):
+            app.execute("SELECT 1")
+    assert ready.query("SELECT app_may_connect FROM seen") == [(False,)]
+    with ready.connect(user="app"):
+        pass
+
+
+def test_rollback_refuses_without_its_confirmations_and_then_goes_back(ready: Deployment) -> None:
+    assert ready.play("backup.yml").rc == 0
+    ready.query("INSERT INTO tenants (name, slug) VALUES ('Late', 'late') RETURNING id")
+    before = ready.row_counts()
+
+    unconfirmed = ready.play("rollback.yml")
+    assert unconfirmed.rc != 0
+    assert f"rollback_confirm={ready.database}" in unconfirmed.output
+    losing = ready.play("rollback.yml", rollback_confirm=ready.database)
+    assert losing.rc != 0
+    assert "public.tenants: +1 rows" in losing.output
+    assert ready.row_counts() == before
+
+    done = ready.play("rollback.yml", rollback_confirm=ready.database, rollback_accept_data_loss="true")
+    assert done.rc == 0, done.output
+    assert ready.query("SELECT count(*) FROM tenants WHERE slug = 'late'") == [(0,)]
+    assert ready.play("verify.yml").rc == 0
+
+
+def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
+    assert ready.play("backup.yml").rc == 0
+    ready.migration("002_two.sql", "CREATE TABLE two (id int);\n")
+    kept = ready.folder / "inventory"
+    before = ready.dump(), ready.databases(), sorted(kept.rglob("*"))
+    names = ["backup", "create_database", "maintenance", "migrate", "rollback", "status", "verify"]
+    for name in names:
+        run = ready.play(f"{name}.yml", "--check", "--diff")
+        assert run.rc == 0, run.output
+        assert (ready.dump(), ready.databases(), sorted(kept.rglob("*"))) == before, name
+    assert sorted(path.stem for path in project.ROOT.glob("playbooks/*.yml")) == sorted([*names, "guard", "setup"])
+
+
+def test_status_tells_what_is_applied_pending_connected_and_backed_up(ready: Deployment) -> None:
+    assert ready.play("backup.yml").rc == 0
+    ready.migration("002_two.sql", "CREATE TABLE two (id int);\n")
+    with ready.connect(user="app"):
+        run = ready.play("status.yml")
+    assert run.rc == 0, run.output
+    assert run.changed() == []
+    for told in ("001_initial_schema.sql", "002_two.sql", f"1 of {ready.prefix}_app", "rows,", "1 pending"):
+        assert told in run.output
+
+
+def test_status_of_a_database_that_does_not_exist(deployment: Deployment) -> None:
+    run = deployment.play("status.yml", runbook_connection="{{ runbook_admin_connection }}")
+    assert run.rc == 0, run.output
+    assert "does not exist: playbooks/setup.yml makes it" in run.output
+
+
+def test_a_report_of_the_run_is_written_for_its_owner_only(ready: Deployment) -> None:
+    assert ready.play("migrate.yml", runbook_run_id="run-1").rc == 0
+    path = ready.folder / "inventory" / "reports" / f"test-{ready.database}-run-1.json"
+    report = json.loads(path.read_text())
+    assert [phase["name"] for phase in report["phases"]] == ["preflight", "verify"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_inventory_without_the_group_ends_red(deployment: Deployment) -> None:
+    deployment.inventory.write_text(json.dumps({"others": {"hosts": {"somebody": {}}}}))
+    run = deployment.play("migrate.yml")
+    assert run.rc != 0
+    assert "no host in group settler_database" in run.output
+
+
+def test_another_environment_than_expected_ends_red(deployment: Deployment) -> None:
+    run = deployment.play("migrate.yml", runbook_expected_environment="prod")
+    assert run.rc != 0
+    assert "expected was prod" in run.output
+
+
+@pytest.mark.parametrize("password", ["", "CHANGE_ME", "your_secure_password"])
+def test_placeholders_for_a_password_are_refused(deployment: Deployment, password: str) -> None:
+    run = deployment.play("migrate.yml", runbook_migrator_password=password)
+    assert run.rc != 0
+    assert "placeholder" in run.output
+
+
+def test_no_secret_is_printed_kept_or_logged(deployment: Deployment) -> None:
+    """Everything that a run prints at -vvv, keeps, or makes the server log."""
+    with deployment.connect("postgres") as server:
+        server.execute("ALTER SYSTEM SET log_statement = 'all'")
+        server.execute("SELECT pg_reload_conf()")
+    try:
+        deployment.make_legacy()
+        runs = [
+            deployment.play("create_database.yml", "-vvv", "--diff", create_database_adopt_from=["postgres"]),
+            deployment.play("migrate.yml", "-vvv", "--diff"),
+            deployment.play(
+                "rollback.yml",
+                "-vvv",
+                "--diff",
+                rollback_confirm=deployment.database,
+                rollback_accept_data_loss=True,
+            ),
+        ]
+    finally:
+        with deployment.connect("postgres") as server:
+            server.execute("ALTER SYSTEM RESET log_statement")
+            server.execute("SELECT pg_reload_conf()")
+    assert [run.rc for run in runs] == [0, 0, 0], "\n".join(run.output for run in runs)
+    secrets = [
+        f"migrator of {deployment.database}".encode(),
+        f"application of {deployment.database}".encode(),
+        deployment.cluster.state.password.encode(),
+    ]
+    hosts = deployment.inventory
+    kept = [path for path in deployment.folder.rglob("*") if path.is_file() and path != hosts]
+    assert len(kept) > 100
+    for secret in secrets:
+        assert [str(path) for path in kept if secret in path.read_bytes()] == []
+        assert secret not in deployment.cluster.log_file.read_bytes()

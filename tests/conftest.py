@@ -1,0 +1,205 @@
+"""What all tests stand on: a throw-away PostgreSQL cluster, Settler's three roles, and databases by the dozen.
+
+``connect`` gives connections, ``new_database`` gives databases as the runbook's create_database role leaves them, and
+nothing here ever reaches a server of yours: the cluster has a port, a password and a folder of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tools.cluster import Cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg.rows import TupleRow
+
+_FOLDER = "settler-pytest-"
+_TEMPLATE = "settler_test_template"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Settler's roles: the owner of everything, who migrates, and who works with the data."""
+
+    owner: str = "settler_owner"
+    migrator: str = "settler_migrator"
+    app: str = "settler_app"
+    migrator_password: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    app_password: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+
+    def password_of(self, user: str) -> str:
+        """Return the password of a role that may log in."""
+        return {self.migrator: self.migrator_password, self.app: self.app_password}[user]
+
+
+class NewDatabase(Protocol):
+    """Make a database, empty but for its roles' rights and the extensions, or a copy of another one."""
+
+    def __call__(self, template: str | None = None) -> str:
+        """Return the name of the new database; the test's end drops it."""
+        ...
+
+
+class Connect(Protocol):
+    """Connect to a database."""
+
+    def __call__(self, dbname: str, role: str | None = None, user: str | None = None) -> psycopg.Connection[TupleRow]:
+        """Return a connection in autocommit mode, as the superuser or ``user``, after SET ROLE ``role`` if given."""
+        ...
+
+
+def pytest_configure() -> None:
+    """Keep the developer's own libpq settings out of every connection and child process."""
+    for name in [name for name in os.environ if name.startswith("PG") and not name.startswith("PG_")]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Yield a running cluster of this session's own, with fsync off; it is destroyed at the end."""
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir="/tmp"))
+    folder.chmod(0o711)  # the account that runs the server has to pass
+    cluster = Cluster(folder / "cluster", fsync=False, port=55001)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def roles(cluster: Cluster) -> Roles:
+    """Make Settler's three roles."""
+    made = Roles()
+    with _superuser(cluster, "postgres") as server:
+        for statement in (
+            sql.SQL("CREATE ROLE {owner} NOLOGIN"),
+            sql.SQL("CREATE ROLE {app} LOGIN PASSWORD {app_password}"),
+            sql.SQL("CREATE ROLE {migrator} LOGIN CREATEDB PASSWORD {migrator_password} IN ROLE {owner}, {app}"),
+        ):
+            server.execute(
+                statement.format(
+                    owner=sql.Identifier(made.owner),
+                    app=sql.Identifier(made.app),
+                    migrator=sql.Identifier(made.migrator),
+                    app_password=sql.Literal(made.app_password),
+                    migrator_password=sql.Literal(made.migrator_password),
+                )
+            )
+    return made
+
+
+@pytest.fixture
+def new_database(cluster: Cluster, roles: Roles, _template: str) -> Iterator[NewDatabase]:
+    """Yield a factory of databases, which are dropped after the test even if something is connected."""
+    made: list[str] = []
+
+    def create(template: str | None = None) -> str:
+        name = f"settler_test_{next(_numbers)}"
+        made.append(name)
+        with _superuser(cluster, "postgres") as server:
+            _create(server, name, template or _template, roles)
+        return name
+
+    yield create
+    with _superuser(cluster, "postgres") as server:
+        for name in made:
+            server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def connect(cluster: Cluster, roles: Roles) -> Iterator[Connect]:
+    """Yield a factory of connections, which are closed after the test."""
+    with contextlib.ExitStack() as opened:
+
+        def open_connection(
+            dbname: str, role: str | None = None, user: str | None = None
+        ) -> psycopg.Connection[TupleRow]:
+            password = None if user is None else roles.password_of(user)
+            connection = psycopg.connect(cluster.conninfo(dbname, user, password), autocommit=True)
+            opened.callback(connection.close)
+            if role is not None:
+                connection.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+            return connection
+
+        yield open_connection
+
+
+@pytest.fixture(scope="session")
+def _template(cluster: Cluster, roles: Roles) -> str:
+    """Make the database that all others are copied from: a copy brings the schema's rights and the extensions."""
+    owner, app = sql.Identifier(roles.owner), sql.Identifier(roles.app)
+    with _superuser(cluster, "postgres") as server:
+        _create(server, _TEMPLATE, "template0", roles)
+    with _superuser(cluster, _TEMPLATE) as database:
+        for statement in (
+            sql.SQL("ALTER SCHEMA public OWNER TO {owner}"),
+            sql.SQL("REVOKE ALL ON SCHEMA public FROM PUBLIC"),
+            sql.SQL("GRANT USAGE ON SCHEMA public TO {app}"),
+            sql.SQL("SET ROLE {owner}"),
+            sql.SQL('CREATE EXTENSION "uuid-ossp"'),
+            sql.SQL("CREATE EXTENSION pgcrypto"),
+            sql.SQL(
+                "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {app}"
+            ),
+            sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO {app}"),
+        ):
+            database.execute(statement.format(owner=owner, app=app))
+    return _TEMPLATE
+
+
+def _create(server: psycopg.Connection[TupleRow], name: str, template: str, roles: Roles) -> None:
+    """Create a database with its database-level rights, which no template brings along."""
+    for statement in (
+        sql.SQL("CREATE DATABASE {name} OWNER {owner} ENCODING 'UTF8' TEMPLATE {template}"),
+        sql.SQL("REVOKE ALL ON DATABASE {name} FROM PUBLIC"),
+        sql.SQL("GRANT CONNECT ON DATABASE {name} TO {migrator}, {app}"),
+    ):
+        server.execute(
+            statement.format(
+                name=sql.Identifier(name),
+                template=sql.Identifier(template),
+                owner=sql.Identifier(roles.owner),
+                migrator=sql.Identifier(roles.migrator),
+                app=sql.Identifier(roles.app),
+            )
+        )
+
+
+def _superuser(cluster: Cluster, dbname: str) -> psycopg.Connection[TupleRow]:
+    return psycopg.connect(cluster.conninfo(dbname), autocommit=True)
+
+
+def _remove_abandoned() -> None:
+    """Remove clusters of sessions that were killed before they could do it themselves."""
+    for folder in Path("/tmp").glob(f"{_FOLDER}*"):
+        owner = re.match(rf"{_FOLDER}(\d+)-", folder.name)
+        if owner and folder.lstat().st_uid == os.geteuid() and not _alive(int(owner.group(1))):
+            Cluster(folder / "cluster").down()
+            shutil.rmtree(folder)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True

@@ -1,0 +1,84 @@
+"""Writes sql/verify/expected.yml: the catalogue of a reference database that playbooks/setup.yml makes from sql/.
+
+The file is committed, so that a change of the schema is read in review twice: as SQL and as what it comes to. A test
+makes it anew and fails if it differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psycopg
+import yaml
+
+from tools import inventory, project
+from tools.cluster import Cluster
+
+sys.path.insert(0, str(project.ROOT / "collections"))
+from ansible_collections.settler.runbook.plugins.module_utils._catalog import snapshot
+
+TARGET = project.ROOT / "sql" / "verify" / "expected.yml"
+DATABASE = "settler_reference"
+HEADER = """\
+---
+# What a Settler database must have. Written by ./runbook expect from a reference database; do not edit by hand.
+# $owner, $migrator and $app stand for the roles of an environment; extensions are compared by minimum version.
+"""
+
+
+def expectation(cluster: Cluster, folder: Path) -> str:
+    """Return the file's text, from a database that is set up on a cluster; the folder is for what the run leaves."""
+    nothing = folder / "nothing.yml"
+    nothing.write_text("{}\n", encoding="utf-8")
+    hosts = inventory.write(
+        folder / "inventory", cluster, DATABASE, verify_expected=str(nothing), verify_unexpected="ignore"
+    )
+    run = subprocess.run(
+        [str(Path(sys.executable).with_name("ansible-playbook")), "playbooks/setup.yml", "-i", str(hosts)],
+        cwd=project.ROOT,
+        env=project.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise project.ToolError(f"the reference database could not be made:\n{run.stdout}{run.stderr}")
+    names = {f"{DATABASE}_{role}": f"${role}" for role in ("owner", "migrator", "app")}
+    with psycopg.connect(cluster.conninfo(DATABASE), autocommit=True) as connection:
+        connection.execute("SET search_path = public")
+        catalogue = snapshot(connection, exclude=["runbook"], role_names=names)
+    return HEADER + yaml.safe_dump(_by_name(catalogue), sort_keys=False, allow_unicode=True, width=118)
+
+
+def _by_name(catalogue: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """Sort the objects of each kind by name, so that the file changes only where the schema does."""
+    return {kind: dict(sorted(objects.items())) for kind, objects in catalogue.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the file, or with ``--check`` compare it."""
+    parser = argparse.ArgumentParser(prog="./runbook expect", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the committed file differs")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="settler-expect-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        cluster = Cluster(folder / "cluster", fsync=False)
+        try:
+            cluster.up()
+            text = expectation(cluster, folder)
+        finally:
+            cluster.down()
+    if options.check:
+        return int(text != TARGET.read_text(encoding="utf-8"))
+    TARGET.parent.mkdir(exist_ok=True)
+    TARGET.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
