@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from tools import bootstrap, console, demo, quality
+from tools import bootstrap, child, console, demo, quality
 from tools.binaries import ensure_binaries
 from tools.cluster import SECRETS_FILE, demo_cluster, demo_secrets
 from tools.project import ROOT, ToolError, environment, remove
@@ -25,6 +25,8 @@ Settler's database runbook, run from one place.
   ./runbook lint              the linters         ./runbook format   repair what they can repair
   ./runbook setup             make .venv and nothing else
   ./runbook cluster up|down|status                the demo's PostgreSQL alone
+  ./runbook expect            write sql/verify/expected.yml from sql/migrations
+  ./runbook readmes           write the variables of the roles into their READMEs
   ./runbook lock [ARG…]       compile requirements.lock from pyproject.toml (--upgrade for newer versions)
 
 Needs Python 3.11 or newer. PG_BIN names PostgreSQL's programs if they are in no usual place.
@@ -34,6 +36,7 @@ Needs Python 3.11 or newer. PG_BIN names PostgreSQL's programs if they are in no
 def main(arguments: list[str]) -> int:
     """Run one command and return the exit status."""
     console.prepare()
+    child.stop_on_sigterm()
     os.chdir(ROOT)
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "help"):
@@ -128,6 +131,17 @@ def _test(arguments: list[str]) -> int:
     return quality.pytest(arguments).status if arguments else quality.test_everything()
 
 
+def _expect(arguments: list[str]) -> int:
+    bootstrap.ensure()
+    ensure_binaries()
+    return quality.tool("expect", arguments)
+
+
+def _readmes(arguments: list[str]) -> int:
+    bootstrap.ensure()
+    return quality.tool("readmes", arguments)
+
+
 def _lock(arguments: list[str]) -> int:
     bootstrap.ensure()
     return bootstrap.compile_lock(arguments)
@@ -147,5 +161,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "lint": _lint,
     "format": _format,
     "test": _test,
+    "expect": _expect,
+    "readmes": _readmes,
     "lock": _lock,
 }

@@ -31,7 +31,10 @@ HEADER = """\
 
 
 def expectation(cluster: Cluster, folder: Path) -> str:
-    """Return the file's text, from a database that is set up on a cluster; the folder is for what the run leaves."""
+    """Return the file's text, from a database that is set up on a cluster; the folder is for what the run leaves.
+
+    Database and roles are left on the cluster, which is thrown away.
+    """
     nothing = folder / "nothing.yml"
     nothing.write_text("{}\n", encoding="utf-8")
     hosts = inventory.write(

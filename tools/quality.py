@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-from tools import console
+from tools import child, console
 from tools.project import COLLECTION, ROOT, VENV_PYTHON, environment
 
 _REPORT = ROOT / ".cache" / "pytest.xml"
@@ -64,11 +64,13 @@ def lint() -> Outcome:
 
 def format_code() -> int:
     """Let ruff repair what it can."""
-    statuses = [
-        subprocess.run(["ruff", *command, "."], cwd=ROOT, env=environment(), check=False).returncode
-        for command in (["check", "--fix-only", "--quiet"], ["format"])
-    ]
-    return max(statuses)
+    return max(child.run(["ruff", *command, "."]) for command in (["check", "--fix-only", "--quiet"], ["format"]))
+
+
+def tool(name: str, arguments: list[str]) -> int:
+    """Run one of our own tools that needs the virtual environment."""
+    command = [str(VENV_PYTHON), "-m", f"tools.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
 
 
 def pytest(arguments: list[str]) -> Outcome:
@@ -77,7 +79,7 @@ def pytest(arguments: list[str]) -> Outcome:
         console.heading("pytest")
     _REPORT.unlink(missing_ok=True)
     command = [str(VENV_PYTHON), "-m", "pytest", *arguments, f"--junit-xml={_REPORT}"]
-    status = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
+    status = child.run(command, stdin=None)
     if not _REPORT.exists():
         return Outcome(status=status, failed=int(status != 0))
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
@@ -98,15 +100,7 @@ def _molecule() -> Outcome:
     console.heading("Molecule")
     passed, failed = 0, 0
     command = [str(VENV_PYTHON), "-m", "tools.molecule_run"]
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-    ) as process:
+    with child.attended(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)

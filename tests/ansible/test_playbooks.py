@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+import yaml
 
 from tools import project
 
@@ -260,3 +261,24 @@ def test_no_secret_is_printed_kept_or_logged(deployment: Deployment) -> None:
     for secret in secrets:
         assert [str(path) for path in kept if secret in path.read_bytes()] == []
         assert secret not in deployment.cluster.log_file.read_bytes()
+
+
+@pytest.mark.parametrize("environment", ["staging", "prod"])
+def test_an_inventory_without_its_secrets_ends_red_before_it_connects(environment: str, deployment: Deployment) -> None:
+    deployment.inventory = project.ROOT / "inventories" / environment
+    for playbook in ("migrate.yml", "setup.yml"):
+        run = deployment.play(playbook)
+        assert run.rc != 0
+        assert f"In {environment} they come from the environment" in run.output
+        assert "cannot connect" not in run.output
+
+
+def test_all_inventories_have_the_same_keys() -> None:
+    keys = {}
+    for environment in ("local", "staging", "prod"):
+        folder = project.ROOT / "inventories" / environment / "group_vars" / "settler_database"
+        variables = yaml.safe_load((folder / "main.yml").read_text())
+        keys[environment] = {
+            name: sorted(value) if isinstance(value, dict) else None for name, value in variables.items()
+        }
+    assert keys["local"] == keys["staging"] == keys["prod"]
