@@ -450,7 +450,6 @@ begin
   if exists (select from pg_policy where polname = 'tenant_isolation_tenants') then
     return;
   end if;
-  default_tenant := coalesce((select id from tenants where slug = 'default'), default_tenant);
 
   -- The owner must see every row, here and in every backup.
   for relation in
@@ -458,6 +457,8 @@ begin
   loop
     execute format('alter table %s no force row level security', relation);
   end loop;
+
+  default_tenant := coalesce((select id from tenants where slug = 'default'), default_tenant);
 
   -- Where no table knows tenants yet, every row is the default tenant's: a column with a constant default costs
   -- nothing, however large the table. Otherwise the column comes empty, and the steps below fill it.
@@ -737,8 +738,9 @@ begin
       ('idx_error_hotspots_tenant_last', '', 'error_hotspots_view (tenant_id, last_occurred_at desc)'),
       ('idx_error_hotspots_job', '', 'error_hotspots_view (job_id)')
     ) as wanted (name, kind, definition)
-    where to_regclass('public.' || name) is null
+    where not exists (select from pg_index where indexrelid = to_regclass('public.' || name) and indisvalid)
   loop
+    execute format('drop index if exists %I', index.name); -- left invalid by a broken CREATE INDEX CONCURRENTLY
     execute format('create %s index %I on %s', index.kind, index.name, index.definition);
   end loop;
 
@@ -1208,7 +1210,8 @@ begin
         ('snapshots', null,
          'exists (select from event_store where event_store.event_id = snapshots.event_id)'),
         ('dead_letter_queue', 'dlq',
-         '(event_id is null or exists (select from event_store where event_store.event_id = dead_letter_queue.event_id))')
+         '(event_id is null
+           or exists (select from event_store where event_store.event_id = dead_letter_queue.event_id))')
       ) as referring (relation, short, reference)
 
     union all
@@ -1288,7 +1291,8 @@ create unique index if not exists mv_reconciliation_summary_daily_key
 
 create materialized view if not exists private.mv_job_performance as
   select j.tenant_id, j.id as job_id, count(e.id) as runs,
-      count(*) filter (where e.status = 'completed') as completed, count(*) filter (where e.status = 'failed') as failed,
+      count(*) filter (where e.status = 'completed') as completed,
+      count(*) filter (where e.status = 'failed') as failed,
       round(
         count(*) filter (where e.status = 'completed')::numeric
           / nullif(count(*) filter (where e.status in ('completed', 'failed')), 0), 4
