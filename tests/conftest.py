@@ -21,6 +21,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tools.child import stop_on_sigterm
 from tools.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class Connect(Protocol):
 
 
 def pytest_configure() -> None:
-    """Keep the developer's own libpq settings out of every connection and child process."""
+    """Keep the developer's own libpq settings out of all connections, and destroy the cluster on SIGTERM, too."""
+    stop_on_sigterm()
     for name in [name for name in os.environ if name.startswith("PG") and not name.startswith("PG_")]:
         del os.environ[name]
 

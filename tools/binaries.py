@@ -65,7 +65,7 @@ def find_binaries(env: Mapping[str, str] | None = None) -> Binaries | None:
 def _from_pg_bin(named: Path) -> Binaries:
     folder = named.resolve()
     if missing := _missing(folder):
-        raise ToolError(f"PG_BIN={named} does not hold {', '.join(missing)}; it must hold {', '.join(PROGRAMS)}")
+        raise ToolError(f"PG_BIN={named} {'lacks ' + ', '.join(missing) if folder.is_dir() else 'is no folder'}")
     if not _runnable(folder):
         raise ToolError(
             f"PG_BIN={named} cannot be reached by the account that runs the server: {Account.for_server().name}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tools import bootstrap, console
+from tools import bootstrap, child, console
 from tools.cluster import demo_cluster, demo_secrets
-from tools.project import LOCAL, ROOT, VENV, VENV_PYTHON, environment
+from tools.project import LOCAL, VENV, VENV_PYTHON, environment, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,26 +78,25 @@ def _step(number: int, title: str) -> Iterator[None]:
 def _load_legacy(state: State) -> None:
     """Fill a new database. The password reaches the children in a file that only we can read."""
     address = f"host={state.host} port={state.port} user={state.user} connect_timeout=10"
-    with tempfile.NamedTemporaryFile("w", dir=LOCAL, prefix="pgpass-", encoding="utf-8") as file:
-        file.write(f"{state.host}:{state.port}:*:{state.user}:{state.password}\n")
-        file.flush()
-        env = environment() | {"PGPASSFILE": file.name}
-        clear = [f"{state.bin}/psql", "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-v", f"database={DATABASE}", "-d"]
-        _check(subprocess.run([*clear, f"{address} dbname=postgres"], input=_CLEAR, env=env, text=True, check=False))
+    with tempfile.TemporaryDirectory(dir=LOCAL) as folder:
+        passwords, clear = Path(folder, "pgpass"), Path(folder, "clear.sql")
+        write_private(passwords, f"{state.host}:{state.port}:*:{state.user}:{state.password}\n")
+        clear.write_text(_CLEAR, encoding="utf-8")
+        env = environment() | {"PGPASSFILE": str(passwords)}
+        psql = [f"{state.bin}/psql", "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-v", f"database={DATABASE}"]
+        _run([*psql, "-d", f"{address} dbname=postgres", "-f", str(clear)], env=env)
         generate = [str(VENV_PYTHON), "-m", "tools.legacy", "--conninfo", f"{address} dbname={DATABASE}"]
-        shape = ["--shape", "oldest", "--rows", str(_ROWS), "--seed", str(_SEED)]
-        _check(subprocess.run([*generate, *shape], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, check=False))
+        _run([*generate, "--shape", "oldest", "--rows", str(_ROWS), "--seed", str(_SEED)], env=env)
 
 
 def _playbook(name: str, *options: str) -> None:
     command = [str(VENV / "bin" / "ansible-playbook"), f"playbooks/{name}.yml", "-i", "inventories/local", *options]
-    _check(subprocess.run(command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, check=False))
+    _run(command)
 
 
-def _check(result: subprocess.CompletedProcess[str] | subprocess.CompletedProcess[bytes]) -> None:
-    if result.returncode != 0:
-        # A child that a signal ended has a negative status; a shell would say 128 and the signal's number.
-        raise StepError(result.returncode if result.returncode > 0 else 128 - result.returncode)
+def _run(command: list[str], **options: Any) -> None:
+    if status := child.run(command, **options):
+        raise StepError(status)
 
 
 def _show_next_steps(seconds: float) -> None:

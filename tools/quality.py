@@ -81,6 +81,8 @@ def pytest(arguments: list[str]) -> Outcome:
     command = [str(VENV_PYTHON), "-m", "pytest", *arguments, f"--junit-xml={_REPORT}"]
     status = child.run(command, stdin=None)
     if not _REPORT.exists():
+        if not arguments:
+            console.bad(f"pytest ended with status {status} before it could report")
         return Outcome(status=status, failed=int(status != 0))
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
     for suite in ET.parse(_REPORT).getroot().iter("testsuite"):  # noqa: S314 - pytest wrote it a moment ago

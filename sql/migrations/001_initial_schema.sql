@@ -1295,7 +1295,7 @@ create materialized view if not exists private.mv_job_performance as
       count(*) filter (where e.status = 'failed') as failed,
       round(
         count(*) filter (where e.status = 'completed')::numeric
-          / nullif(count(*) filter (where e.status in ('completed', 'failed')), 0), 4
+          / nullif(count(*) filter (where e.status::text in ('completed', 'failed')), 0), 4
       ) as success_rate,
       round(avg(e.duration_ms)) as average_duration_ms, max(e.duration_ms) as longest_duration_ms
     from public.jobs as j left join public.executions as e on e.job_id = j.id

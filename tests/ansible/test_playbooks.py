@@ -105,27 +105,27 @@ def test_an_error_in_the_last_statement_leaves_the_database_byte_for_byte(taken_
 
 def test_an_error_in_a_later_file_takes_nothing_but_itself_back(ready: Deployment) -> None:
     ready.migration("002_bad.sql", "CREATE TABLE two (id int);\nINSERT INTO two VALUES ('no number');\n")
-    before = ready.dump("--exclude-table-data=runbook.events")
+    before = ready.dump_without_events()
 
     run = ready.play("migrate.yml")
 
     assert run.rc != 0
     assert "002_bad.sql:2" in run.output
-    assert ready.dump("--exclude-table-data=runbook.events") == before
+    assert ready.dump_without_events() == before
     event = ready.query("SELECT event, file, detail ->> 'sqlstate' FROM runbook.events ORDER BY id DESC LIMIT 1")
     assert event == [("failed", "002_bad.sql", "22P02")]
 
 
 def test_a_failed_verification_takes_a_committed_change_back(ready: Deployment) -> None:
     ready.migration("002_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n")
-    before = ready.dump("--exclude-table-data=runbook.events"), ready.row_counts()
+    before = ready.dump_without_events(), ready.row_counts()
 
     run = ready.play("migrate.yml", runbook_run_id="20260101t000000-test")
 
     assert run.rc != 0
     assert "public.jobs" in run.output
     assert "taken back to the backup" in run.output
-    assert (ready.dump("--exclude-table-data=runbook.events"), ready.row_counts()) == before
+    assert (ready.dump_without_events(), ready.row_counts()) == before
     failed = f"{ready.database}_failed_20260101t000000_test"
     assert failed in ready.databases()
     assert ready.query("SELECT count(*) FROM matches", failed) == [(0,)]

@@ -30,9 +30,11 @@ ORDER BY c.relname
 """
 
 _COLUMNS = """
-SELECT a.attname, format_type(a.atttypid, NULL), a.attnotnull, a.atthasdef OR a.attidentity <> '', a.attgenerated <> '',
+SELECT a.attname, format_type(a.atttypid, NULL), a.attnotnull, a.atthasdef, a.attgenerated <> '',
+    a.attidentity <> '' OR coalesce(pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%%', false),
     parent.oid::int, parent.key
 FROM pg_catalog.pg_attribute a
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 LEFT JOIN LATERAL (
     SELECT k.confrelid AS oid, f.attname AS key FROM pg_catalog.pg_constraint k
     JOIN pg_catalog.pg_attribute f
@@ -89,7 +91,7 @@ def prove(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Che
             application role.
 
     Returns:
-        a row a table and kind of trespass. Everything is rolled back; only sequences keep what was drawn.
+        a row a table and kind of trespass. Everything is rolled back, and no sequence is drawn from.
     """
     row = connection.execute(_ROLE, {"role": settings.role, "schema": settings.schema}).fetchone()
     if row is None:
@@ -185,7 +187,7 @@ def _insert_probe_rows(
 
 
 def _insert(settings: Settings, name: str, values: t.Mapping[str, t.Any]) -> sql.Composed:
-    return sql.SQL("INSERT INTO {} ({}) VALUES ({})").format(
+    return sql.SQL("INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({})").format(
         sql.Identifier(settings.schema, name),
         sql.SQL(", ").join(map(sql.Identifier, values)),
         sql.SQL(", ").join(sql.Placeholder() * len(values)),
@@ -202,7 +204,9 @@ def _probe_values(
 ) -> dict[str, t.Any]:
     """Return values for the columns of a probe row that must be given."""
     values: dict[str, t.Any] = {}
-    for column, kind, required, has_default, generated, parent, key in connection.execute(_COLUMNS, [oid]).fetchall():
+    for column, kind, required, has_default, generated, numbered, parent, key in connection.execute(
+        _COLUMNS, [oid]
+    ).fetchall():
         if generated:
             continue
         if f"{name}.{column}" in settings.values:
@@ -211,6 +215,8 @@ def _probe_values(
             values[column] = tenant
         elif parent in made:
             values[column] = made[parent][key]
+        elif numbered:  # below what a sequence gives, so that none is drawn: sequences do not roll back
+            values[column] = -1 - uuid.UUID(tenant).int % 2**30
         elif required and not has_default:
             values[column] = _probe_value(kind, tenant)
     return values

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 import typing as t
 
+from ansible_collections.settler.runbook.plugins.module_utils._connection import set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
@@ -28,7 +29,7 @@ WHERE d.datname = current_database() AND r.rolname = ANY (%s)
 _SESSIONS = """
 SELECT pid, usename, application_name, state, xact_start IS NOT NULL AS in_transaction
 FROM pg_catalog.pg_stat_activity
-WHERE datname = current_database() AND usename = ANY (%s) AND backend_type = 'client backend'
+WHERE datname = current_database() AND usename = ANY (%s)
 """
 
 
@@ -64,18 +65,21 @@ def check(connection: psycopg.Connection[t.Any], roles: t.Sequence[str]) -> None
         )
 
 
-def close_to(connection: psycopg.Connection[t.Any], roles: t.Sequence[str], *, drain: float) -> list[dict[str, t.Any]]:
+def close_to(
+    connection: psycopg.Connection[t.Any], roles: t.Sequence[str], *, owner: str | None, drain: float
+) -> list[dict[str, t.Any]]:
     """Keep the roles out; return the sessions that were ended.
 
     Args:
-        connection: a session of the database's owner that may end the roles' sessions.
+        connection: a session whose login is a member of the roles, so that it sees and may end their sessions.
         roles: application roles.
+        owner: the database's owner, which the login becomes to take the right to connect.
         drain: seconds that open transactions get to finish.
 
     Raises:
         RunbookError: a session does not leave.
     """
-    _change(connection, "REVOKE CONNECT ON DATABASE {} FROM {}", roles)
+    _change(connection, "REVOKE CONNECT ON DATABASE {} FROM {}", roles, owner)
     ended: dict[int, dict[str, t.Any]] = {}
     drained, deadline = time.monotonic() + drain, time.monotonic() + drain + 10
     while sessions := connection.execute(_SESSIONS, [list(roles)]).fetchall():
@@ -92,11 +96,15 @@ def close_to(connection: psycopg.Connection[t.Any], roles: t.Sequence[str], *, d
     return list(ended.values())
 
 
-def open_to(connection: psycopg.Connection[t.Any], roles: t.Sequence[str]) -> None:
+def open_to(connection: psycopg.Connection[t.Any], roles: t.Sequence[str], *, owner: str | None) -> None:
     """Let the roles in again."""
-    _change(connection, "GRANT CONNECT ON DATABASE {} TO {}", roles)
+    _change(connection, "GRANT CONNECT ON DATABASE {} TO {}", roles, owner)
 
 
-def _change(connection: psycopg.Connection[t.Any], command: t.LiteralString, roles: t.Sequence[str]) -> None:
+def _change(
+    connection: psycopg.Connection[t.Any], command: t.LiteralString, roles: t.Sequence[str], owner: str | None
+) -> None:
+    set_role(connection, owner)
     names = sql.SQL(", ").join(map(sql.Identifier, roles))
     connection.execute(sql.SQL(command).format(sql.Identifier(connection.info.dbname), names))
+    connection.execute("RESET ROLE")

@@ -15,6 +15,7 @@ description:
   - With O(state=present) takes the right to connect from the application roles, lets their open transactions finish
     for O(drain) seconds, and ends their sessions. From then on they can write nothing.
   - With O(state=absent) gives the right back.
+  - The login must be a member of the application roles; otherwise it neither sees nor may end their sessions.
   - Nothing is stored. A run that was killed leaves the application out; running with O(state=absent) mends it.
 options:
   state:
@@ -28,7 +29,7 @@ options:
     elements: str
     required: true
   set_role:
-    description: Role to become, usually the database's owner.
+    description: Role to become for granting and revoking, usually the database's owner.
     type: str
   drain:
     description: Seconds that open transactions get to finish before their sessions are ended.
@@ -86,11 +87,7 @@ ended:
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils import _maintenance
-from ansible_collections.settler.runbook.plugins.module_utils._connection import (
-    connect,
-    connect_if_exists,
-    set_role,
-)
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 
 if t.TYPE_CHECKING:
@@ -119,12 +116,12 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         }
         if module.check_mode:
             return result
-        set_role(connection, params["set_role"])
+        owner = params["set_role"]
         if opening:
             # also when nothing changes: a session that was open before stays until it is ended
-            result["ended"] = _maintenance.close_to(connection, roles, drain=params["drain"])
+            result["ended"] = _maintenance.close_to(connection, roles, owner=owner, drain=params["drain"])
         elif changed:
-            _maintenance.open_to(connection, roles)
+            _maintenance.open_to(connection, roles, owner=owner)
         return result
 
 

@@ -168,7 +168,7 @@ SELECT usename AS role, application_name AS application, count(*)::int AS count,
        count(*) FILTER (WHERE state = 'active')::int AS active,
        max(extract(epoch FROM clock_timestamp() - xact_start))::int AS longest_transaction_s
 FROM pg_catalog.pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+WHERE datname = current_database() AND usename IS NOT NULL AND pid <> pg_backend_pid()
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 
