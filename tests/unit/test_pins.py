@@ -44,7 +44,9 @@ def test_the_execution_environment_has_the_pins_of_the_control_node() -> None:
 
 
 def test_the_lock_pins_what_is_installed() -> None:
-    lock = dict(re.findall(r"^([a-z0-9.-]+)(?:\[[^]]*\])?==([^ \\;]+)", (ROOT / "requirements.lock").read_text(), re.M))
+    lock = dict(
+        re.findall(r"^([a-z0-9.-]+)(?:\[[^]]*\])?==([^ \\;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    )
     for name in ("ansible", "ansible-runner", "psycopg", "pglast", "molecule", "ansible-lint"):
         assert lock[name] == importlib.metadata.version(name)
 

@@ -22,6 +22,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     client_arguments,
     client_environment,
     connect,
+    database_argument,
     may_become,
     set_role,
 )
@@ -151,13 +152,14 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
         set_role(connection, options.role)
         check_sight(connection)
         programs, client_major = find_programs(connection.info.server_version // 10000, options.client_bin)
+        connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         facts = _facts(connection)
         check_space(folder, facts["size"])
         command: list[str | Path] = [
             programs / "pg_dump",
             *client_arguments(params),
-            f"--dbname={params['login_db']}",
+            database_argument(params["login_db"]),
             "--format=directory",
             f"--file={folder / 'dump'}",
             f"--jobs={options.jobs}",

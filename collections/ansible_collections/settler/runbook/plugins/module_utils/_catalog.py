@@ -27,7 +27,7 @@ _OURS = """
 """
 _GRANTS = """
     (SELECT coalesce(json_object_agg(grantee, privileges), '{{}}')
-     FROM (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS grantee,
+     FROM (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE {grantee} END AS grantee,
                   string_agg(a.privilege_type || CASE WHEN a.is_grantable THEN '*' ELSE '' END, ', '
                              ORDER BY a.privilege_type) AS privileges
            FROM aclexplode(coalesce({acl}, acldefault('{kind}', {owner}))) a
@@ -35,17 +35,22 @@ _GRANTS = """
 """
 
 
+def _name(role: str) -> str:
+    """Return SQL for a role's name, or for the name that stands for it."""
+    return f"coalesce(%(names)s::jsonb ->> pg_get_userbyid({role}), pg_get_userbyid({role}))"
+
+
 def _ours(oid: str, catalogue: str) -> str:
     return _OURS.format(oid=oid, catalogue=catalogue)
 
 
 def _grants(acl: str, kind: str, owner: str) -> str:
-    return _GRANTS.format(acl=acl, kind=kind, owner=owner)
+    return _GRANTS.format(acl=acl, kind=kind, owner=owner, grantee=_name("a.grantee"))
 
 
-_RELATIONS = f"""
+_RELATIONS = rf"""
 SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), json_build_object(
-    'owner', pg_get_userbyid(c.relowner),
+    'owner', {_name("c.relowner")},
     'grants', {_grants("c.relacl", "r", "c.relowner")},
     'options', coalesce(array_to_string(c.reloptions, ', '), ''),
     'row_security', CASE WHEN c.relrowsecurity AND c.relforcerowsecurity THEN 'forced'
@@ -63,6 +68,14 @@ SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), json_
         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type ty ON ty.oid = a.atttypid
         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+    'column_grants', (SELECT coalesce(json_object_agg(a.attname || ' to ' || CASE WHEN g.grantee = 0 THEN 'PUBLIC'
+            ELSE {_name("g.grantee")} END || ': ' || g.privilege_type, g.is_grantable), '{{}}')
+        FROM pg_catalog.pg_attribute a, aclexplode(a.attacl) g WHERE a.attrelid = c.oid AND NOT a.attisdropped),
+    'definition', CASE WHEN c.relkind IN ('v', 'm') THEN
+        -- 16 and newer leave out qualifiers that older servers write
+        btrim(regexp_replace(
+            regexp_replace(pg_get_viewdef(c.oid), '\m[a-z_][a-z0-9_]*\.(?=[a-z_"])', '', 'g'), '\s+', ' ', 'g'))
+        ELSE '' END,
     'constraints', (SELECT coalesce(json_object_agg(k.conname, pg_get_constraintdef(k.oid)), '{{}}')
         FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid AND k.contype <> 'n'),
     'indexes', (SELECT coalesce(json_object_agg(i.indexrelid::regclass, pg_get_indexdef(i.indexrelid)), '{{}}')
@@ -73,7 +86,7 @@ SELECT c.relkind, quote_ident(n.nspname) || '.' || quote_ident(c.relname), json_
             CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END,
             'for ' || CASE p.polcmd WHEN 'r' THEN 'select' WHEN 'a' THEN 'insert' WHEN 'w' THEN 'update'
                                     WHEN 'd' THEN 'delete' ELSE 'all' END,
-            'to ' || (SELECT string_agg(CASE WHEN r = 0 THEN 'public' ELSE pg_get_userbyid(r) END, ', ' ORDER BY r)
+            'to ' || (SELECT string_agg(CASE WHEN r = 0 THEN 'public' ELSE {_name("r")} END, ', ' ORDER BY r)
                       FROM unnest(p.polroles) r),
             'using (' || pg_get_expr(p.polqual, p.polrelid) || ')',
             'with check (' || pg_get_expr(p.polwithcheck, p.polrelid) || ')')), '{{}}')
@@ -89,7 +102,7 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND {_ours("c.oid", "pg_class")}
 _FUNCTIONS = f"""
 SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
     json_build_object(
-    'owner', pg_get_userbyid(p.proowner),
+    'owner', {_name("p.proowner")},
     'grants', {_grants("p.proacl", "f", "p.proowner")},
     'kind', CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' WHEN 'w' THEN 'window'
             ELSE 'function' END,
@@ -97,6 +110,7 @@ SELECT format('%%I.%%I(%%s)', n.nspname, p.proname, pg_get_function_identity_arg
     'language', l.lanname,
     'volatility', CASE p.provolatile WHEN 'i' THEN 'immutable' WHEN 's' THEN 'stable' ELSE 'volatile' END,
     'parallel', CASE p.proparallel WHEN 's' THEN 'safe' WHEN 'r' THEN 'restricted' ELSE 'unsafe' END,
+    'strict', p.proisstrict,
     'security', CASE WHEN p.prosecdef THEN 'definer' ELSE 'invoker' END,
     'settings', coalesce(array_to_string(p.proconfig, ', '), ''),
     'body', encode(sha256(convert_to(coalesce(pg_get_function_sqlbody(p.oid), p.prosrc), 'UTF8')), 'hex'))
@@ -107,7 +121,7 @@ WHERE {_ours("p.oid", "pg_proc")}
 
 _SEQUENCES = f"""
 SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), json_build_object(
-    'owner', pg_get_userbyid(c.relowner),
+    'owner', {_name("c.relowner")},
     'grants', {_grants("c.relacl", "s", "c.relowner")},
     'type', format_type(s.seqtypid, NULL), 'increment', s.seqincrement, 'cycle', s.seqcycle)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -117,21 +131,24 @@ WHERE {_ours("c.oid", "pg_class")}
 
 _TYPES = f"""
 SELECT quote_ident(n.nspname) || '.' || quote_ident(y.typname), json_build_object(
-    'owner', pg_get_userbyid(y.typowner),
+    'owner', {_name("y.typowner")},
     'definition', CASE y.typtype
         WHEN 'e' THEN 'enum ' || (SELECT string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder)
                                   FROM pg_catalog.pg_enum e WHERE e.enumtypid = y.oid)
         WHEN 'd' THEN 'domain ' || format_type(y.typbasetype, y.typtypmod)
             || coalesce((SELECT string_agg(' ' || pg_get_constraintdef(k.oid), '' ORDER BY k.conname)
                          FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid), '')
-        ELSE 'range or composite' END)
+        WHEN 'c' THEN 'composite ' || (SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', '
+                                      ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+                                      WHERE a.attrelid = y.typrelid AND a.attnum > 0 AND NOT a.attisdropped)
+        ELSE 'range' END)
 FROM pg_catalog.pg_type y JOIN pg_catalog.pg_namespace n ON n.oid = y.typnamespace
 LEFT JOIN pg_catalog.pg_class c ON c.oid = y.typrelid
 WHERE (y.typtype IN ('e', 'd', 'r') OR (y.typtype = 'c' AND c.relkind = 'c')) AND {_ours("y.oid", "pg_type")}
 """
 
 _SCHEMAS = f"""
-SELECT quote_ident(n.nspname), json_build_object('owner', pg_get_userbyid(n.nspowner),
+SELECT quote_ident(n.nspname), json_build_object('owner', {_name("n.nspowner")},
     'grants', {_grants("n.nspacl", "n", "n.nspowner")})
 FROM pg_catalog.pg_namespace n
 WHERE {_ours("n.oid", "pg_namespace")}
@@ -141,12 +158,12 @@ _EXTENSIONS = """
 SELECT x.extname, to_jsonb(x.extversion) FROM pg_catalog.pg_extension x WHERE x.extname <> 'plpgsql'
 """
 
-_DEFAULT_PRIVILEGES = """
-SELECT concat_ws(' ', pg_get_userbyid(d.defaclrole), 'in', coalesce(n.nspname, 'all schemas'),
+_DEFAULT_PRIVILEGES = f"""
+SELECT concat_ws(' ', {_name("d.defaclrole")}, 'in', coalesce(n.nspname, 'all schemas'),
     'on', CASE d.defaclobjtype WHEN 'r' THEN 'tables' WHEN 'S' THEN 'sequences' WHEN 'f' THEN 'functions'
           WHEN 'T' THEN 'types' WHEN 'n' THEN 'schemas' ELSE d.defaclobjtype::text END),
-    (SELECT coalesce(json_object_agg(grantee, privileges), '{}')
-     FROM (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee) END AS grantee,
+    (SELECT coalesce(json_object_agg(grantee, privileges), '{{}}')
+     FROM (SELECT CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE {_name("a.grantee")} END AS grantee,
                   string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type) AS privileges
            FROM aclexplode(d.defaclacl) a WHERE a.grantee <> d.defaclrole GROUP BY 1) g)
 FROM pg_catalog.pg_default_acl d LEFT JOIN pg_catalog.pg_namespace n ON n.oid = d.defaclnamespace
@@ -172,7 +189,7 @@ def snapshot(
     Returns:
         kind (C(tables), C(functions) …) -> object -> properties. Empty properties are left out.
     """
-    arguments = {"exclude": list(exclude)}
+    arguments = {"exclude": list(exclude), "names": json.dumps(dict(role_names or {}))}
     result: Snapshot = {kind: {} for kind in ("schemas", "extensions", "types", *dict.fromkeys(_KINDS.values()))}
     for relkind, name, properties in connection.execute(_RELATIONS, arguments):
         result[_KINDS[relkind]][name] = properties
@@ -184,9 +201,8 @@ def snapshot(
         ("functions", _FUNCTIONS),
         ("default_privileges", _DEFAULT_PRIVILEGES),
     ):
-        parameters = arguments if "%(exclude)s" in query else None
-        result[kind] = dict(connection.execute(query, parameters).fetchall())
-    return t.cast("Snapshot", _renamed(_without_defaults(result), role_names or {}))
+        result[kind] = dict(connection.execute(query, arguments).fetchall())
+    return t.cast("Snapshot", _without_defaults(result))
 
 
 def digest(catalogue: Snapshot) -> str:
@@ -203,6 +219,7 @@ _DEFAULTS = {
     "security": "invoker",
     "parallel": "unsafe",
     "cycle": False,
+    "strict": False,
     "increment": 1,
 }
 
@@ -219,29 +236,4 @@ def _without_defaults(value: t.Any) -> t.Any:
     }
 
 
-_OPTIONAL = frozenset({"constraints", "indexes", "policies", "triggers", "grants"})
-
-
-def _renamed(value: t.Any, names: t.Mapping[str, str]) -> t.Any:
-    """Replace role names where roles stand: owners, grantees, and the owners of default privileges."""
-    if not isinstance(value, dict):
-        return value
-    result: dict[str, t.Any] = {}
-    for key, inner in value.items():
-        if key == "owner":
-            result[key] = names.get(inner, inner)
-        elif key == "grants" and isinstance(inner, dict):
-            result[key] = {names.get(role, role): privileges for role, privileges in inner.items()}
-        elif key == "default_privileges":
-            result[key] = {
-                _first_word(name, names): {names.get(role, role): privileges for role, privileges in grants.items()}
-                for name, grants in inner.items()
-            }
-        else:
-            result[key] = _renamed(inner, names)
-    return result
-
-
-def _first_word(text: str, names: t.Mapping[str, str]) -> str:
-    role, _space, rest = text.partition(" in ")
-    return f"{names.get(role, role)} in {rest}"
+_OPTIONAL = frozenset({"constraints", "indexes", "policies", "triggers", "grants", "column_grants"})

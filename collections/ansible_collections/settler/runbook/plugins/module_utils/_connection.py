@@ -226,6 +226,11 @@ def client_environment(params: t.Mapping[str, t.Any]) -> t.Iterator[dict[str, st
         yield environment
 
 
+def database_argument(name: str) -> str:
+    """Return the database as an argument of a libpq program, which would take a name with C(=) for more than a name."""
+    return f"--dbname={psycopg.conninfo.make_conninfo(dbname=name)}"
+
+
 def client_arguments(params: t.Mapping[str, t.Any]) -> list[str]:
     """Return host, port and user as arguments of a libpq program; never the password."""
     parameters = libpq_parameters(params)

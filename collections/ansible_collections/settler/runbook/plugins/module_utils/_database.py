@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
+from ansible_collections.settler.runbook.plugins.module_utils._connection import may_become, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
 
 _PROPERTIES = """
@@ -94,11 +97,9 @@ def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t
         wanted: what M(properties) returned of the original.
     """
     database = sql.Identifier(name)
-    if not wanted["default_grants"]:
-        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
-        for grant in wanted["grants"]:
-            if grant["grantee"] == wanted["owner"]:
-                continue
+    connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
+    for grant in _DEFAULT_GRANTS if wanted["default_grants"] else wanted["grants"]:
+        if grant["grantee"] != wanted["owner"]:
             connection.execute(
                 sql.SQL("GRANT {} ON DATABASE {} TO {}{}").format(
                     sql.SQL(grant["privilege"]),
@@ -108,19 +109,42 @@ def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t
                 )
             )
     for entry in wanted["settings"]:
-        for setting in entry["settings"]:
-            parameter, _equals, value = setting.partition("=")
+        target = sql.SQL("DATABASE {}").format(database)
+        if entry["role"] is not None:
             target = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(entry["role"]), database)
-            if entry["role"] is None:
-                target = sql.SQL("DATABASE {}").format(database)
-            connection.execute(
-                sql.SQL("ALTER {} SET {} = {}").format(
-                    target, sql.Identifier(*parameter.split(".")), _value(parameter, value)
-                )
-            )
-    connection.execute(
-        sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(database, sql.Literal(wanted["connection_limit"]))
-    )
+        for setting in entry["settings"]:
+            _set(connection, target, entry["role"], *setting.split("=", 1))
+    limit = sql.Literal(wanted["connection_limit"])
+    connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(database, limit))
+
+
+#: What a database has whose rights were never changed.
+_DEFAULT_GRANTS: list[dict[str, t.Any]] = [
+    {"grantee": None, "privilege": privilege, "grantable": False} for privilege in ("CONNECT", "TEMPORARY")
+]
+
+
+def _set(
+    connection: psycopg.Connection[t.Any], target: sql.Composable, role: str | None, parameter: str, value: str
+) -> None:
+    """Give a database, or a role in it, one setting.
+
+    Raises:
+        RunbookError: this role may not; named, because a setting must not be lost in silence.
+    """
+    name = sql.Identifier(*parameter.split("."))
+    superuser = connection.info.parameter_status("is_superuser") == "on"
+    try:
+        if role is not None and not superuser and may_become(connection, role):
+            set_role(connection, role)  # without CREATEROLE a role's settings are its own to change
+        connection.execute(sql.SQL("ALTER {} SET {} = {}").format(target, name, _value(parameter, value)))
+        connection.execute("RESET ROLE")
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise RunbookError(
+            f"the backup has the setting {parameter} = {value}, which this role may not give: {describe(error)}",
+            hint=f"Restore as a superuser, or let one GRANT SET ON PARAMETER {parameter} (15 and newer).",
+            sqlstate=error.sqlstate,
+        ) from error
 
 
 #: Settings that are lists of names: quoted as one string they would become one name.
@@ -133,4 +157,5 @@ def _value(parameter: str, value: str) -> sql.Composable:
     """Return a setting's stored value as SQL."""
     if parameter.lower() not in _LISTS:
         return sql.Literal(value)
-    return sql.SQL(", ").join(sql.Literal(part.strip().strip('"')) for part in value.split(","))
+    names = re.findall(r'"((?:[^"]|"")*)"|([^,\s]+)', value)
+    return sql.SQL(", ").join(sql.Literal(quoted.replace('""', '"') or plain) for quoted, plain in names)

@@ -51,7 +51,10 @@ def read_migrations(directory: str | Path) -> list[MigrationFile]:
     folder = Path(directory)
     if not folder.is_dir():
         raise RunbookError(f"{folder}: no such folder of migrations", hint="Set migrate_directory.")
-    files = sorted((read_migration(path) for path in sorted(folder.glob("*.sql"))), key=lambda file: file.order)
+    files = sorted(
+        (read_migration(path) for path in sorted(folder.iterdir()) if path.suffix.lower() == ".sql"),
+        key=lambda file: file.order,
+    )
     for earlier, later in itertools.pairwise(files):
         if earlier.order == later.order:
             raise RunbookError(

@@ -29,6 +29,11 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname = %(schema)
 ORDER BY c.relname
 """
 
+_ROOT = """
+SELECT c.oid::int FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s
+"""
+
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, NULL), a.attnotnull, a.atthasdef, a.attgenerated <> '',
     a.attidentity <> '' OR coalesce(pg_get_expr(d.adbin, d.adrelid) LIKE 'nextval(%%', false),
@@ -79,6 +84,16 @@ class Settings:
     values: t.Mapping[str, t.Any] = field(default_factory=dict)  # "table.column" -> value of a probe row
 
 
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return how a trespass may be refused. A unique key is none: it would hide that the policy let the row through."""
+    return (
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.CheckViolation,
+        psycopg.errors.ForeignKeyViolation,
+        psycopg.errors.RaiseException,
+    )
+
+
 class _ProofError(Exception):
     """The proof cannot be made; the text says why."""
 
@@ -126,17 +141,18 @@ def _prove(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Ch
     tables = _in_order([row for row in found if row[2] not in settings.exclude])
     if not tables:
         raise _ProofError(f"no table of {settings.schema} has a column {settings.tenant_column}")
-    mine, other = str(uuid.uuid4()), str(uuid.uuid4())
+    mine, other, third = (str(uuid.uuid4()) for _tenant in range(3))
     _insert_probe_rows(connection, settings, tables, mine)
     probes = _insert_probe_rows(connection, settings, tables, other)
+    _insert_probe_rows(connection, settings, [], third)  # no rows: no unique key hides what the policy lets through
     connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(settings.role)))
     rows: list[Check] = []
     for oid, _schema, name, _parents in tables:
-        if _may_touch(connection, f"{settings.schema}.{name}", settings.role):
-            rows += _trespass(connection, settings, name, mine, other, probes[oid])
+        if _may_touch(connection, oid, settings.role):
+            rows += _trespass(connection, settings, name, (mine, other, third), probes[oid])
         else:
             rows.append(Check("tenant isolation", name, "ok", "no access", "no access"))
-    return rows
+    return rows + _delete(connection, settings, tables, mine)
 
 
 def _in_order(tables: list[t.Any]) -> list[t.Any]:
@@ -153,36 +169,26 @@ def _in_order(tables: list[t.Any]) -> list[t.Any]:
     return ordered
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """A probe row: where it lies, and the values that made it."""
-
-    address: str
-    values: dict[str, t.Any]
-
-
 def _insert_probe_rows(
     connection: psycopg.Connection[t.Any], settings: Settings, tables: list[t.Any], tenant: str
-) -> dict[int, _Probe]:
-    """Insert one row of a tenant into every table; return the rows by the table's OID."""
+) -> dict[int, dict[str, t.Any]]:
+    """Insert a tenant and one row of it into every table; return the values that made them, by the table's OID."""
     made: dict[int, dict[str, t.Any]] = {}
-    probes: dict[int, _Probe] = {}
-    root = connection.execute(
-        "SELECT %s::regclass::oid::int", [f"{settings.schema}.{settings.tenant_table}"]
-    ).fetchone()
-    assert root is not None
+    probes: dict[int, dict[str, t.Any]] = {}
+    root = connection.execute(_ROOT, [settings.schema, settings.tenant_table]).fetchone()
+    if root is None:
+        raise _ProofError(f"there is no table {settings.schema}.{settings.tenant_table}")
     for oid, name in [(root[0], settings.tenant_table), *((row[0], row[2]) for row in tables)]:
         values = _probe_values(connection, settings, oid, name, tenant, made)
         if oid == root[0]:
             values["id"] = tenant
-        returning = sql.SQL(" RETURNING ctid::text, to_jsonb({}.*)").format(sql.Identifier(name))
+        returning = sql.SQL(" RETURNING to_jsonb({}.*)").format(sql.Identifier(name))
         try:
             row = connection.execute(_insert(settings, name, values) + returning, list(values.values())).fetchone()
         except psycopg.Error as error:
             raise _ProofError(f"no probe row for {name}: {describe(error)}") from error
         assert row is not None
-        made[oid] = row[1]
-        probes[oid] = _Probe(row[0], values)
+        made[oid], probes[oid] = row[0], values
     return probes
 
 
@@ -230,84 +236,117 @@ def _probe_value(kind: str, tenant: str) -> t.Any:
     return _VALUES.get(kind, 0)
 
 
-def _may_touch(connection: psycopg.Connection[t.Any], table: str, role: str) -> bool:
+def _may_touch(connection: psycopg.Connection[t.Any], oid: int, role: str) -> bool:
     row = connection.execute(
-        "SELECT bool_or(has_table_privilege(%s, %s, kind)) "
+        "SELECT bool_or(has_table_privilege(%s, %s::oid, kind)) "
         "FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) kind",
-        [role, table],
+        [role, oid],
     ).fetchone()
     return bool(row and row[0])
 
 
-def _trespass(
-    connection: psycopg.Connection[t.Any], settings: Settings, name: str, mine: str, other: str, probe: _Probe
-) -> list[Check]:
-    """Try to see, make, change, take over and delete rows of the other tenant, and to see rows without a context."""
+class _Attempt(t.NamedTuple):
+    """One trespass: whose session tries what, and how many rows of its own it may reach."""
+
+    what: str
+    tenant: str | None
+    query: sql.Composed
+    values: list[t.Any]
+    own: int = 0
+
+
+def _attempts(
+    settings: Settings, name: str, tenants: tuple[str, str, str], probe: dict[str, t.Any]
+) -> t.Iterator[_Attempt]:
+    """Yield what a tenant must not be able to do.
+
+    PostgreSQL asks the policies for SELECT only of statements that read a column. So those that change rows read
+    none: then a policy for UPDATE or DELETE that is too wide is not covered by one for SELECT.
+    """
+    mine = tenants[0]
     names = {"table": sql.Identifier(settings.schema, name), "column": sql.Identifier(settings.tenant_column)}
-    tenants = {"mine": sql.Literal(mine), "other": sql.Literal(other), "address": sql.Literal(probe.address)}
+    literals = dict(zip(("mine", "other", "third"), map(sql.Literal, tenants), strict=True))
 
     def query(text: t.LiteralString) -> sql.Composed:
-        return sql.SQL(text).format(**names, **tenants)
+        return sql.SQL(text).format(**names, **literals)
 
-    foreign = query("SELECT count(*) FROM {table} WHERE {column} <> {mine}")
     anyone = query("SELECT count(*) FROM {table} WHERE {column} IS NOT NULL")
-    attempts: list[tuple[str, str | None, sql.Composed, list[t.Any]]] = [
-        ("select", mine, foreign, []),
-        ("select with no context", None, anyone, []),
-        ("select with empty context", "", anyone, []),
-        ("select with malformed context", "no uuid'", anyone, []),
-        ("insert", mine, _insert(settings, name, probe.values), list(probe.values.values())),
-        ("update", mine, query("UPDATE {table} SET {column} = {column} WHERE {column} = {other}"), []),
-        ("hand over", mine, query("UPDATE {table} SET {column} = {other} WHERE {column} = {mine}"), []),
-        ("delete", mine, query("DELETE FROM {table} WHERE ctid = {address}::tid"), []),
-    ]
+    yield _Attempt("select", mine, query("SELECT count(*) FROM {table} WHERE {column} <> {mine}"), [])
+    yield _Attempt("select with no context", None, anyone, [])
+    yield _Attempt("select with empty context", "", anyone, [])
+    yield _Attempt("select with malformed context", "no uuid'", anyone, [])
+    yield _Attempt("insert", mine, _insert(settings, name, probe), list(probe.values()))
+    yield _Attempt("update", mine, query("UPDATE {table} SET {column} = {column} WHERE {column} = {other}"), [])
+    yield _Attempt("take over", mine, query("UPDATE {table} SET {column} = {mine}"), [], own=1)
+    yield _Attempt("hand over", mine, query("UPDATE {table} SET {column} = {third}"), [])
+
+
+def _trespass(
+    connection: psycopg.Connection[t.Any],
+    settings: Settings,
+    name: str,
+    tenants: tuple[str, str, str],
+    probe: dict[str, t.Any],
+) -> list[Check]:
+    """Make all attempts on one table, and look whether a tenant sees its own row."""
     rows = []
-    for what, tenant, statement, values in attempts:
-        seen = _attempt(connection, settings, tenant, statement, values)
-        good = seen in ("0 rows", "refused")
+    for attempt in _attempts(settings, name, tenants, probe):
+        seen = _make(connection, settings, attempt)
+        good = seen in {"refused", "0 rows", "1 row" if attempt.own else ""}
         hint = "" if good else "The policy is missing, too wide or lacks WITH CHECK."
-        rows.append(Check(f"tenant isolation: {what}", name, "ok" if good else "failed", "no row", seen, hint))
-    own = _attempt(connection, settings, mine, query("SELECT count(*) FROM {table} WHERE {column} = {mine}"), [])
-    # A table may be closed to the application; one that is not must show a tenant its own row.
-    rows.append(
-        Check(
-            "tenant isolation: own row",
-            name,
-            "ok" if own in ("1 row", "refused") else "unexpected",
-            "1 row",
-            own,
-        )
+        status = "ok" if good else "failed"
+        rows.append(Check(f"tenant isolation: {attempt.what}", name, status, "no row of others", seen, hint))
+    own = sql.SQL("SELECT count(*) FROM {} WHERE {} = {}").format(
+        sql.Identifier(settings.schema, name), sql.Identifier(settings.tenant_column), sql.Literal(tenants[0])
     )
+    seen = _make(connection, settings, _Attempt("own row", tenants[0], own, []))
+    # A table may be closed to the application; one that is not must show a tenant its own row.
+    status = "ok" if seen in ("1 row", "refused") else "unexpected"
+    rows.append(Check("tenant isolation: own row", name, status, "1 row", seen))
     return rows
 
 
-def _attempt(
-    connection: psycopg.Connection[t.Any],
-    settings: Settings,
-    tenant: str | None,
-    query: sql.Composed,
-    values: list[t.Any],
-) -> str:
-    """Run one trespass in a savepoint with a tenant's context; return how many rows it reached, or that it was refused.
+def _delete(connection: psycopg.Connection[t.Any], settings: Settings, tables: list[t.Any], mine: str) -> list[Check]:
+    """Delete everything from every table as a tenant, children first: no more than its own rows may go.
 
-    A check constraint or a trigger may refuse before the policy does; a unique or foreign key may not: it would
-    only hide that the policy let the row through.
+    The tenant's own children are gone then, so a foreign key that refuses shows that a row of others was reached;
+    unless a child may not be deleted by the application at all.
     """
+    rows: list[Check] = []
+    kept: set[int] = set()  # parents of rows that the application may not delete
+    connection.execute("SELECT set_config(%s, %s, true)", [settings.setting, mine])
+    for oid, _schema, name, parents in reversed(tables):
+        table = sql.Identifier(settings.schema, name)
+        connection.execute("SAVEPOINT trespass")
+        try:
+            count = connection.execute(sql.SQL("DELETE FROM {}").format(table)).rowcount
+            seen = f"{count} row" + ("" if count == 1 else "s")
+        except psycopg.Error as error:
+            connection.execute("ROLLBACK TO SAVEPOINT trespass")
+            blocked = isinstance(error, psycopg.errors.ForeignKeyViolation) and oid not in kept
+            seen = describe(error) if blocked or not isinstance(error, _refusals()) else "refused"
+        if seen not in ("0 rows", "1 row"):
+            kept.update(parents or ())
+        good = seen in ("0 rows", "1 row", "refused")
+        hint = "" if good else "The policy is missing or too wide."
+        status = "ok" if good else "failed"
+        rows.append(Check("tenant isolation: delete", name, status, "no row of others", seen, hint))
+    return rows
+
+
+def _make(connection: psycopg.Connection[t.Any], settings: Settings, attempt: _Attempt) -> str:
+    """Make one attempt in a savepoint; return how many rows it reached, or that it was refused."""
     connection.execute("SAVEPOINT trespass")
     try:
-        if tenant is None:
+        if attempt.tenant is None:
             connection.execute(sql.SQL("RESET {}").format(sql.Identifier(*settings.setting.split("."))))
         else:
-            connection.execute("SELECT set_config(%s, %s, true)", [settings.setting, tenant])
-        cursor = connection.execute(query, values or None)
+            connection.execute("SELECT set_config(%s, %s, true)", [settings.setting, attempt.tenant])
+        cursor = connection.execute(attempt.query, attempt.values or None)
         row = cursor.fetchone() if cursor.description else None
         count = row[0] if row else cursor.rowcount
         return f"{count} row" + ("" if count == 1 else "s")
-    except (
-        psycopg.errors.InsufficientPrivilege,
-        psycopg.errors.CheckViolation,
-        psycopg.errors.RaiseException,
-    ):
+    except _refusals():
         return "refused"
     except psycopg.Error as error:
         return describe(error)

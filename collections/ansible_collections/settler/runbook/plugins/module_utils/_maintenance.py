@@ -80,6 +80,13 @@ def close_to(
         RunbookError: a session does not leave.
     """
     _change(connection, "REVOKE CONNECT ON DATABASE {} FROM {}", roles, owner)
+    still = sorted(set(roles) - set(kept_out(connection, roles)))
+    if still:
+        _change(connection, "GRANT CONNECT ON DATABASE {} TO {}", roles, owner)
+        raise RunbookError(
+            f"{', '.join(still)} may still connect, through a role that it is a member of; nothing was changed",
+            hint="Name that role in maintenance_roles too.",
+        )
     ended: dict[int, dict[str, t.Any]] = {}
     drained, deadline = time.monotonic() + drain, time.monotonic() + drain + 10
     while sessions := connection.execute(_SESSIONS, [list(roles)]).fetchall():
@@ -90,10 +97,20 @@ def close_to(
             )
         for pid, user, application, state, in_transaction in sessions:
             if pid not in ended and (not in_transaction or time.monotonic() > drained):
-                connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+                _end(connection, pid, user)
                 ended[pid] = {"pid": pid, "role": user, "application": application, "state": state}
         time.sleep(0.05)
     return list(ended.values())
+
+
+def _end(connection: psycopg.Connection[t.Any], pid: int, user: str) -> None:
+    try:
+        connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise RunbookError(
+            f"this login may not end the sessions of {user} (pid {pid})",
+            hint=f"GRANT {user} TO the migrator; playbooks/create_database.yml does it.",
+        ) from error
 
 
 def open_to(connection: psycopg.Connection[t.Any], roles: t.Sequence[str], *, owner: str | None) -> None:

@@ -60,7 +60,7 @@ def read_manifest(folder: Path) -> dict[str, t.Any]:
         raise RunbookError(
             f"{folder}: no backup: {NAME} is missing", hint="playbooks/status.yml lists the backups."
         ) from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunbookError(f"{path}: damaged: {error}", hint="Use another backup.") from error
     if sealed != _self_digest(content):
         raise RunbookError(f"{path}: damaged: its checksum does not fit", hint="Use another backup.")

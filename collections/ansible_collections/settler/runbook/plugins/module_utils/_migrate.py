@@ -154,8 +154,10 @@ def _apply_with_retries(
             return _apply(connection, ledger, script, options, attempt)
         except _StatementError as failure:
             _give_up_transaction(connection)
+            _assert_not_committed(connection, failure.transaction, script.file)
             blocked = failure.error.sqlstate in RETRYABLE
             if blocked:
+                reset(connection)  # as the login: it may see the sessions of more roles than the owner
                 outcome.blockers = _rows(connection, _BLOCKERS)
             if not blocked or attempt == options.lock_attempts:
                 _record_failure(connection, ledger, script, failure, options)
@@ -167,10 +169,11 @@ def _apply_with_retries(
 class _StatementError(Exception):
     """PostgreSQL refused a statement, or the COMMIT after the last one."""
 
-    def __init__(self, error: psycopg.Error, statement: Statement | None) -> None:
+    def __init__(self, error: psycopg.Error, statement: Statement | None, transaction: str) -> None:
         super().__init__(str(error))
         self.error = error
         self.statement = statement
+        self.transaction = transaction
 
     def explain(self, script: Script, outcome: Outcome) -> RunbookError:
         """Say it for the operator: file, line, statement, PostgreSQL's words, the state of the database."""
@@ -220,22 +223,22 @@ def _apply(
         try:
             connection.execute(statement.text.encode())
         except psycopg.Error as error:
-            raise _StatementError(error, statement) from error
+            raise _StatementError(error, statement, transaction) from error
     _assert_same_transaction(connection, transaction, file)
     duration = int((time.monotonic() - started) * 1000)
-    # The file may have changed role or search_path for itself; the ledger is written as its owner.
-    connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE")
-    set_role(connection, options.role)
-    ledger.create()
-    ledger.record_applied(
-        file,
-        run_id=options.run_id,
-        duration_ms=duration,
-        statements=len(script.statements),
-        attempts=attempt,
-        lsn_before=lsn,
-    )
     try:
+        # The file may have changed role or search_path for itself; the ledger is written as its owner.
+        connection.execute("RESET SESSION AUTHORIZATION; RESET ROLE")
+        set_role(connection, options.role)
+        ledger.create()
+        ledger.record_applied(
+            file,
+            run_id=options.run_id,
+            duration_ms=duration,
+            statements=len(script.statements),
+            attempts=attempt,
+            lsn_before=lsn,
+        )
         connection.execute("COMMIT")
     except psycopg.OperationalError as error:
         if connection.closed:
@@ -244,9 +247,9 @@ def _apply(
                 hint="Run again: what was committed is in the ledger and will not be repeated.",
                 ambiguous=True,
             ) from error
-        raise _StatementError(error, None) from error
+        raise _StatementError(error, None, transaction) from error
     except psycopg.Error as error:  # a deferred constraint
-        raise _StatementError(error, None) from error
+        raise _StatementError(error, None, transaction) from error
     return Applied(file.file, file.version, file.checksum, len(script.statements), duration, attempt)
 
 
@@ -255,18 +258,30 @@ def _assert_same_transaction(connection: psycopg.Connection[t.Any], transaction:
     in_transaction = connection.info.transaction_status == pq.TransactionStatus.INTRANS
     if not in_transaction or _one(connection, "SELECT pg_current_xact_id()::text") != transaction:
         _give_up_transaction(connection)
-        raise RunbookError(
-            f"{file.path}: the file ended its transaction; what stood before that is committed, "
-            "and the ledger has no row for it",
-            hint="Remove COMMIT and ROLLBACK from the file, see what it left, then run again.",
-        )
+        raise _ended_its_transaction(file)
+
+
+def _assert_not_committed(connection: psycopg.Connection[t.Any], transaction: str, file: MigrationFile) -> None:
+    """Make sure that a file that failed has not committed a part of itself where the parser could not see it."""
+    if not connection.closed and _one(connection, "SELECT pg_xact_status(%s::xid8)", transaction) == "committed":
+        raise _ended_its_transaction(file)
+
+
+def _ended_its_transaction(file: MigrationFile) -> RunbookError:
+    return RunbookError(
+        f"{file.path}: the file ended its transaction; what stood before that is committed, "
+        "and the ledger has no row for it",
+        hint="Remove COMMIT and ROLLBACK from the file, see what it left, then run again.",
+    )
 
 
 def _give_up_transaction(connection: psycopg.Connection[t.Any]) -> None:
-    """Roll back if the connection still lives; a dead one is rolled back by the server."""
+    """Roll back; a connection on which that is not possible is closed, and the server rolls back."""
     if not connection.closed:
-        with contextlib.suppress(psycopg.Error):
+        try:
             connection.execute("ROLLBACK")
+        except psycopg.Error:
+            connection.close()
 
 
 def _record_failure(

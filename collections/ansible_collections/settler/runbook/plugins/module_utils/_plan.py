@@ -41,7 +41,8 @@ class Plan:
     @property
     def target(self) -> str | None:
         """The version that the database has after the run."""
-        return max((file.version for file in self.pending), key=int, default=self.head)
+        versions = [*(row.version for row in self.applied), *(file.version for file in self.pending)]
+        return max(versions, key=int, default=None)
 
     def as_diff(self) -> dict[str, str]:
         """Return C(before) and C(after) for C(--diff): a line a file."""

@@ -23,6 +23,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     client_environment,
     connect,
     connect_if_exists,
+    database_argument,
     set_role,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties, row_counts
@@ -66,8 +67,8 @@ class Names:
 
 
 def names_for(database: str, run_id: str) -> Names:
-    """Return names that carry the run's id, cut so that PostgreSQL's 63 bytes keep the id whole."""
-    suffix = re.sub(r"[^a-z0-9]+", "_", run_id.lower())
+    """Return names that carry the run's id; what is cut to PostgreSQL's 63 bytes is the database, then the id."""
+    suffix = re.sub(r"[^a-z0-9]+", "_", run_id.lower())[:40]
 
     def name(kind: str) -> str:
         tail = f"_{kind}_{suffix}"
@@ -85,14 +86,29 @@ def check(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     Raises:
         RunbookError: the backup is damaged, of another database or environment, or would lose rows unasked.
     """
+    manifest = _sound(params, options)
+    return {
+        "manifest": manifest,
+        "names": names_for(params["login_db"], options.run_id),
+        "difference": _allowed(params, options, manifest),
+    }
+
+
+def _sound(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
+    """Return the manifest of a backup that is whole and of this database and environment; asks no server."""
     manifest = _manifest.read_manifest(options.source)
     _manifest.check_files(options.source, manifest)
-    database = params["login_db"]
-    for what, mine in (("database", database), ("environment", options.environment)):
+    for what, mine in (("database", params["login_db"]), ("environment", options.environment)):
         if manifest[what] != mine:
             raise RunbookError(
                 f"{options.source}: a backup of {what} {manifest[what]}, not of {mine}; nothing was touched"
             )
+    return manifest
+
+
+def _allowed(params: t.Mapping[str, t.Any], options: Options, manifest: t.Mapping[str, t.Any]) -> dict[str, int]:
+    """Return the difference that a restore would undo, if that was confirmed."""
+    database = params["login_db"]
     difference = _difference(params, options, manifest)
     if difference is not None:
         if options.confirm != database:
@@ -109,11 +125,7 @@ def check(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
                 hint="If these rows may be lost: -e rollback_accept_data_loss=true.",
                 difference=difference,
             )
-    return {
-        "manifest": manifest,
-        "names": names_for(database, options.run_id),
-        "difference": difference or {},
-    }
+    return difference or {}
 
 
 def _difference(
@@ -150,9 +162,12 @@ def restore(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]
             is the old database.
     """
     started = time.monotonic()
-    checked = check(params, options)
-    manifest, names = checked["manifest"], checked["names"]
+    manifest = _sound(params, options)
     application = f"runbook:{options.run_id}:restore"
+    with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
+        _mend(connection, params["login_db"])
+    difference = _allowed(params, options, manifest)
+    names = names_for(params["login_db"], options.run_id)
     with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
         _drop_leftovers(connection, names.real)
         _create(connection, names, manifest["properties"], options.run_id)
@@ -177,10 +192,19 @@ def restore(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]
         "rows": manifest["rows"],
         "tables": len(manifest["tables"]),
         "snapshot_time": manifest["snapshot_time"],
-        "difference": checked["difference"],
+        "difference": difference,
         "restored_s": restored_s,
         "duration_s": round(time.monotonic() - started, 2),
     }
+
+
+def _mend(connection: psycopg.Connection[t.Any], database: str) -> None:
+    """Open a database again that a restore, killed just before its swap, has closed."""
+    closed = connection.execute(
+        "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND NOT datallowconn", [database]
+    ).fetchone()
+    if closed is not None:
+        connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(database)))
 
 
 def _drop_leftovers(connection: psycopg.Connection[t.Any], database: str) -> None:
@@ -223,7 +247,7 @@ def _load(params: t.Mapping[str, t.Any], options: Options, name: str, server_maj
     command: list[str | Path] = [
         programs / "pg_restore",
         *client_arguments(params),
-        f"--dbname={name}",
+        database_argument(name),
         "--exit-on-error",
         f"--jobs={options.jobs}",
         *([f"--role={options.role}"] if options.role else []),

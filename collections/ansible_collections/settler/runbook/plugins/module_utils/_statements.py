@@ -162,7 +162,10 @@ def _option(options: t.Iterable[t.Any] | None, name: str, default: bool = False)
     """Tell whether an option is on: written without a value, or with any but false, off and 0."""
     for option in options or ():
         if option.defname == name:
-            kinds = ("sval", "ival", "boolval")
-            values = [getattr(option.arg, kind) for kind in kinds if hasattr(option.arg, kind)]
-            return not values or str(values[0]).lower() not in ("false", "off", "0")
+            # a word that is not reserved, such as off, comes as the name of a type
+            value: t.Any = option.arg
+            if isinstance(value, ast.TypeName) and value.names:
+                value = value.names[-1]
+            written = [getattr(value, kind) for kind in ("sval", "ival", "boolval") if hasattr(value, kind)]
+            return not written or str(written[0]).lower() not in ("false", "off", "0")
     return default

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing as t
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ _PARTS = {
     "policies": "policy",
     "triggers": "trigger",
     "grants": "grant",
+    "column_grants": "column grant",
 }
 
 
@@ -190,10 +190,10 @@ def table_of(rows: t.Iterable[Check], *, limit: int = 20) -> str:
 
 
 def _excerpts(want: str, have: str, width: int = 100) -> tuple[str, str]:
-    """Shorten two long values to the part where they differ."""
+    """Shorten two long values to the part where they begin to differ."""
     if max(len(want), len(have)) <= width:
         return want, have
-    same = difflib.SequenceMatcher(None, want, have, autojunk=False).find_longest_match(0, len(want), 0, len(have))
-    start = max(0, (same.size if same.a == same.b == 0 else 0) - 20)
+    same = next((i for i, (one, other) in enumerate(zip(want, have, strict=False)) if one != other), width)
+    start = max(0, same - 20)
     mark = "…" if start else ""
-    return tuple(f"{mark}{text[start : start + width]}" for text in (want, have))  # type: ignore[return-value]
+    return f"{mark}{want[start : start + width]}", f"{mark}{have[start : start + width]}"

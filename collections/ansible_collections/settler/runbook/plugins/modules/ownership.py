@@ -121,8 +121,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             with connection.transaction():
                 connection.execute("SET LOCAL lock_timeout = '5s'")
                 for kind, name, _role in found:  # names come quoted from the catalogue
-                    command = t.cast("t.LiteralString", f"ALTER {kind} {name} OWNER TO {{}}")
-                    connection.execute(sql.SQL(command).format(sql.Identifier(owner)))
+                    command = sql.SQL(t.cast("t.LiteralString", f"ALTER {kind} {name} OWNER TO "))
+                    connection.execute(command + sql.Identifier(owner))
     before = "".join(f"{kind} {name}: {role}\n" for kind, name, role in found)
     after = "".join(f"{kind} {name}: {owner}\n" for kind, name, role in found)
     return {"changed": bool(adopted), "adopted": adopted, "diff": {"before": before, "after": after}}

@@ -52,11 +52,11 @@ role:
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import re
 import typing as t
-import unicodedata
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, libpq_parameters
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
@@ -66,6 +66,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._psycopg import ps
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.community.postgresql.plugins.module_utils.saslprep import saslprep
+
 VERIFIER = re.compile(r"SCRAM-SHA-256\$(\d+):([^$]+)\$([^:]+):(.+)")
 
 
@@ -74,8 +76,9 @@ def fits(password: str, verifier: str | None) -> bool:
     match = VERIFIER.fullmatch(verifier or "")
     if not match:
         return False
-    normal = unicodedata.normalize("NFKC", password)  # SASLprep, as far as passwords of letters go
-    salted = hashlib.pbkdf2_hmac("sha256", normal.encode(), base64.b64decode(match[2]), int(match[1]))
+    with contextlib.suppress(ValueError):  # PostgreSQL takes what SASLprep refuses as it is
+        password = saslprep(password)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(match[2]), int(match[1]))
     stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     return hmac.compare_digest(base64.b64encode(stored).decode(), match[3])
 

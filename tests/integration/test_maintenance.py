@@ -1,0 +1,193 @@
+"""The maintenance window on a real server: the application is out, its open work is not torn off too early."""
+
+from __future__ import annotations
+
+import time
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.support import Background, as_migrator, call_module, login, run_module, wait_until
+
+
+@pytest.fixture
+def window(cluster, roles):
+    """Run the module as the role does: as the migrator, who becomes the database's owner."""
+
+    def run(database, state="present", check=False, **changes):
+        arguments = {
+            **as_migrator(cluster, roles, database), "state": state, "roles": [roles.app], "set_role": roles.owner,
+            "drain": 0.2, "run_id": "r", **changes,
+        }  # fmt: skip
+        return call_module("maintenance", arguments, check=check)
+
+    return run
+
+
+def may_connect(connect, database, role="settler_app"):
+    return (
+        connect("postgres").execute("SELECT has_database_privilege(%s, %s, 'CONNECT')", [role, database]).fetchone()[0]
+    )
+
+
+def is_ended(session):
+    try:
+        session.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
+def test_idle_and_busy_sessions_are_ended_and_none_comes_back(new_database, connect, roles, window):
+    database = new_database()
+    idle = connect(database, user=roles.app)
+    idle.execute("SET application_name = 'api'")
+    busy = connect(database, user=roles.app)
+    busy.execute("BEGIN; SELECT 1")
+    other = connect(database, user=roles.migrator)
+    pids = {idle.info.backend_pid, busy.info.backend_pid}
+    result = window(database)
+    assert result["changed"]
+    assert is_ended(idle)
+    assert is_ended(busy)
+    assert not is_ended(other)
+    assert {session["pid"] for session in result["ended"]} == pids
+    assert {session["role"] for session in result["ended"]} == {"settler_app"}
+    assert "api" in {session["application"] for session in result["ended"]}
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        connect(database, user=roles.app)
+
+
+def test_open_transaction_may_finish_within_the_drain(new_database, connect, roles, window):
+    database = new_database()
+    connect(database, role=roles.owner).execute("CREATE TABLE a (i int)")
+    busy = connect(database, user=roles.app)
+    busy.execute("BEGIN; INSERT INTO a VALUES (1)")
+    began = time.monotonic()
+    run = Background(lambda: window(database, drain=20))
+    wait_until(lambda: not may_connect(connect, database))
+    busy.execute("INSERT INTO a VALUES (2); COMMIT")
+    run.value()
+    assert time.monotonic() - began < 15
+    assert is_ended(busy)
+    assert connect(database).execute("SELECT count(*) FROM a").fetchone() == (2,)
+
+
+def test_transaction_that_outlasts_the_drain_is_rolled_back(new_database, connect, roles, window):
+    database = new_database()
+    connect(database, role=roles.owner).execute("CREATE TABLE a (i int)")
+    busy = connect(database, user=roles.app)
+    busy.execute("BEGIN; INSERT INTO a VALUES (1)")
+    window(database)
+    assert is_ended(busy)
+    assert connect(database).execute("SELECT count(*) FROM a").fetchone() == (0,)
+
+
+def test_sessions_in_other_databases_are_left_alone(new_database, connect, roles, window):
+    database, other = new_database(), new_database()
+    session = connect(other, user=roles.app)
+    window(database)
+    assert not is_ended(session)
+    assert may_connect(connect, other)
+
+
+def test_window_that_is_open_already_still_ends_sessions(new_database, connect, roles, window):
+    database = new_database()
+    session = connect(database, user=roles.app)
+    connect("postgres").execute(
+        sql.SQL("REVOKE CONNECT ON DATABASE {} FROM settler_app").format(sql.Identifier(database))
+    )
+    result = window(database)
+    assert not result["changed"]
+    assert len(result["ended"]) == 1
+    assert is_ended(session)
+
+
+def test_application_is_let_in_again(new_database, connect, roles, window):
+    database = new_database()
+    window(database)
+    result = window(database, "absent")
+    assert (result["changed"], result["ended"]) == (True, [])
+    assert connect(database, user=roles.app).execute("SELECT 1").fetchone() == (1,)
+    assert not window(database, "absent")["changed"]
+
+
+def test_role_that_comes_in_through_another_one_is_no_silent_success(new_database, connect, roles, window):
+    database, admin = new_database(), connect("postgres")
+    name = sql.Identifier(database)
+    admin.execute("CREATE ROLE door; GRANT door TO settler_app")
+    try:
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO door").format(name))
+        result = window(database)
+        assert result.get("failed") or not may_connect(connect, database)
+        if result.get("failed"):
+            assert "settler_app" in result["msg"]
+    finally:
+        admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM door").format(name))
+        admin.execute("DROP ROLE door")
+
+
+def test_login_that_does_not_see_the_sessions_is_no_silent_success(cluster, new_database, connect, roles, window):
+    database, admin = new_database(), connect("postgres")
+    name = sql.Identifier(database)
+    admin.execute("CREATE ROLE stranger LOGIN PASSWORD 'stranger-1' IN ROLE settler_owner")
+    try:
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO stranger").format(name))
+        session = connect(database, user=roles.app)
+        result = window(database, login_user="stranger", login_password="stranger-1")
+        assert is_ended(session) or "may not end the sessions of settler_app" in result["msg"]
+    finally:
+        admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM stranger").format(name))
+        admin.execute("DROP ROLE stranger")
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        (["postgres"], "postgres: superuser or owner"),
+        (["settler_owner"], "settler_owner: superuser or owner"),
+        (["settler_app", "settler_migrator"], "settler_migrator: superuser or owner"),
+        (["settler_app", "nobody"], "no such role: nobody"),
+    ],
+)
+def test_roles_that_cannot_be_kept_out_are_refused(new_database, connect, roles, window, out, told):
+    database = new_database()
+    session = connect(database, user=roles.app)
+    result = window(database, roles=out)
+    assert result["failed"]
+    assert told in result["msg"]
+    assert not is_ended(session)
+    assert may_connect(connect, database)
+
+
+def test_window_is_refused_while_public_may_connect(new_database, connect, roles, window):
+    database = new_database()
+    connect("postgres").execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO PUBLIC").format(sql.Identifier(database)))
+    session = connect(database, user=roles.app)
+    result = window(database)
+    assert result["failed"]
+    assert "PUBLIC may connect" in result["msg"]
+    assert not is_ended(session)
+
+
+def test_check_mode_says_what_would_change_and_touches_nothing(new_database, connect, roles, window):
+    database = new_database()
+    session = connect(database, user=roles.app)
+    result = window(database, check=True)
+    assert result["changed"]
+    assert result["diff"] == {"before": {"kept_out": []}, "after": {"kept_out": ["settler_app"]}}
+    assert not is_ended(session)
+    assert may_connect(connect, database)
+
+
+def test_check_mode_knows_no_database_that_is_yet_to_be_made(cluster, roles, window):
+    assert not window("not_there_yet", check=True)["changed"]
+    assert window("not_there_yet")["sqlstate"] == "3D000"
+
+
+def test_it_works_without_becoming_another_role(cluster, new_database, connect, roles):
+    database = new_database()
+    session = connect(database, user=roles.app)
+    run_module("maintenance", {**login(cluster, database), "state": "present", "roles": [roles.app], "drain": 0})
+    assert is_ended(session)

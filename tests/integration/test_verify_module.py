@@ -1,0 +1,417 @@
+"""Verification on a real server: each sabotage is named, an unchanged database raises no alarm."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
+from ansible_collections.settler.runbook.plugins.module_utils._database import row_counts
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._isolation import Settings, prove
+from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, health, table_of
+from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
+from psycopg import sql
+
+from tests.support import as_migrator, run_module
+
+SCHEMA = """
+CREATE SCHEMA extra;
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE DOMAIN email AS text CHECK (VALUE LIKE '%@%');
+CREATE TYPE pair AS (a int, b text);
+CREATE FUNCTION current_tenant() RETURNS uuid LANGUAGE plpgsql STABLE AS $$
+BEGIN
+  RETURN nullif(current_setting('app.current_tenant_id', true), '')::uuid;
+EXCEPTION WHEN invalid_text_representation THEN
+  RETURN NULL;
+END $$;
+CREATE TABLE tenants (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name text NOT NULL);
+CREATE TABLE jobs (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), tenant_id uuid NOT NULL REFERENCES tenants,
+    name varchar(100) NOT NULL DEFAULT 'x', size integer, how mood, CONSTRAINT jobs_size CHECK (size > 0));
+CREATE TABLE runs (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, tenant_id uuid NOT NULL REFERENCES tenants,
+    job_id uuid NOT NULL REFERENCES jobs, code text NOT NULL UNIQUE, started timestamptz NOT NULL, data jsonb NOT NULL,
+    tags text[] NOT NULL, amount numeric(9, 2) NOT NULL, done boolean NOT NULL);
+CREATE INDEX jobs_name ON jobs (name);
+CREATE VIEW names AS SELECT id, name FROM jobs WHERE name <> '';
+CREATE MATERIALIZED VIEW sizes AS SELECT sum(size) AS size FROM jobs;
+CREATE SEQUENCE numbers;
+CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+CREATE TRIGGER touch BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION touch();
+ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
+ALTER TABLE runs ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON jobs TO settler_app USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
+CREATE POLICY own ON runs USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
+"""
+POLICY = "CREATE POLICY own ON jobs TO settler_app USING (tenant_id = current_tenant())"
+ISOLATION = Settings("settler_app")
+
+
+@pytest.fixture
+def make(new_database, cluster, roles):
+    """Make a database with the schema, and whatever else is wanted; as the owner."""
+
+    def database(*more):
+        name = new_database()
+        with engine_connect(as_migrator(cluster, roles, name)) as session:
+            session.execute("SET ROLE settler_owner")
+            for text in (SCHEMA, *more):
+                session.execute(text)
+        return name
+
+    return database
+
+
+@pytest.fixture
+def owner(make, cluster, roles):
+    """A session of the owner, in a database with the schema and, for sabotage, in a transaction."""
+    with engine_connect(as_migrator(cluster, roles, make())) as session:
+        session.execute("SET ROLE settler_owner")
+        yield session
+
+
+def problems(before, session):
+    return [row for row in (*compare(before, snapshot(session)), *health(session)) if row.status != "ok"]
+
+
+def test_unchanged_database_raises_no_alarm(owner):
+    before = snapshot(owner)
+    owner.execute(
+        "ANALYZE; INSERT INTO tenants (name) VALUES ('x'); SELECT nextval('numbers'); REFRESH MATERIALIZED VIEW sizes"
+    )
+    owner.execute("REINDEX TABLE jobs; SET search_path = pg_catalog")
+    owner.execute("RESET search_path; SET search_path = public")
+    assert problems(before, owner) == []
+    assert digest(before) == digest(snapshot(owner))
+
+
+def test_two_databases_with_one_schema_are_equal(make, cluster, roles):
+    one, two = (
+        make("CREATE TABLE gone (i int); DROP TABLE gone"),
+        make("ALTER TABLE jobs ADD more int; ALTER TABLE jobs DROP more"),
+    )
+    found = []
+    for name in (one, two):
+        with engine_connect(as_migrator(cluster, roles, name)) as session:
+            found.append(snapshot(session))
+    assert [row for row in compare(*found) if row.status != "ok"] == []
+    assert digest(found[0]) == digest(found[1])
+
+
+SABOTAGE = {
+    "DROP TABLE runs": ("table", "public.runs"),
+    "DROP VIEW names": ("view", "public.names"),
+    "DROP MATERIALIZED VIEW sizes": ("materialized view", "public.sizes"),
+    "DROP SEQUENCE numbers": ("sequence", "public.numbers"),
+    "DROP TYPE pair": ("type", "public.pair"),
+    "DROP EXTENSION pgcrypto": ("extension", "pgcrypto"),
+    "DROP SCHEMA extra": ("schema", "extra"),
+    "ALTER TABLE runs DROP COLUMN amount": ("column", "public.runs: amount"),
+    "ALTER TABLE jobs ALTER name SET DEFAULT 'y'": ("column", "public.jobs: name"),
+    "ALTER TABLE jobs ALTER size SET DEFAULT 1": ("column", "public.jobs: size"),
+    "ALTER TABLE jobs ALTER name DROP NOT NULL": ("column", "public.jobs: name"),
+    "ALTER TABLE runs ALTER amount TYPE numeric(10, 2)": ("column", "public.runs: amount"),
+    "ALTER TABLE runs ALTER id DROP IDENTITY": ("column", "public.runs: id"),
+    "ALTER TABLE jobs ADD stray int": ("column", "public.jobs: stray"),
+    "ALTER TABLE jobs RENAME size TO sise": ("column", "public.jobs: size"),
+    "DROP INDEX jobs_name": ("index", "public.jobs: jobs_name"),
+    "DROP INDEX jobs_name; CREATE INDEX jobs_name ON jobs (name DESC)": ("index", "public.jobs: jobs_name"),
+    "ALTER TABLE jobs DROP CONSTRAINT jobs_size": ("constraint", "public.jobs: jobs_size"),
+    "ALTER TABLE runs DROP CONSTRAINT runs_code_key": ("constraint", "public.runs: runs_code_key"),
+    "ALTER TABLE jobs DROP CONSTRAINT jobs_size, ADD CONSTRAINT jobs_size CHECK (size > 0) NOT VALID": (
+        "constraint validated", "jobs.jobs_size"),
+    "DROP POLICY own ON jobs": ("policy", "public.jobs: own"),
+    f"DROP POLICY own ON jobs; {POLICY}": ("policy", "public.jobs: own"),
+    f"DROP POLICY own ON jobs; {POLICY} WITH CHECK (true)": ("policy", "public.jobs: own"),
+    "ALTER POLICY own ON jobs USING (true)": ("policy", "public.jobs: own"),
+    "ALTER POLICY own ON jobs TO settler_owner": ("policy", "public.jobs: own"),
+    "CREATE POLICY wide ON jobs USING (true)": ("policy", "public.jobs: wide"),
+    "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY": ("table row security", "public.jobs"),
+    "ALTER TABLE jobs FORCE ROW LEVEL SECURITY": ("table row security", "public.jobs"),
+    "DROP TRIGGER touch ON jobs": ("trigger", "public.jobs: touch"),
+    "ALTER TABLE jobs DISABLE TRIGGER touch": ("trigger enabled", "jobs.touch"),
+    "ALTER TABLE jobs ENABLE REPLICA TRIGGER touch": ("trigger", "public.jobs: touch"),
+    "DROP FUNCTION touch CASCADE": ("function", "public.touch()"),
+    "CREATE OR REPLACE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN OLD; END $$": (
+        "function body", "public.touch()"),
+    "ALTER FUNCTION touch() SECURITY DEFINER": ("function security", "public.touch()"),
+    "ALTER FUNCTION touch() SET search_path = public": ("function settings", "public.touch()"),
+    "ALTER FUNCTION current_tenant() VOLATILE": ("function volatility", "public.current_tenant()"),
+    "ALTER FUNCTION current_tenant() STRICT": ("function", "public.current_tenant()"),
+    "CREATE OR REPLACE VIEW names AS SELECT id, name FROM jobs": ("view", "public.names"),
+    "ALTER VIEW names SET (security_invoker = true)": ("view options", "public.names"),
+    "ALTER TYPE mood ADD VALUE 'glad'": ("type definition", "public.mood"),
+    "ALTER DOMAIN email DROP CONSTRAINT email_check": ("type definition", "public.email"),
+    "ALTER TYPE pair ALTER ATTRIBUTE a TYPE bigint": ("type", "public.pair"),
+    "ALTER SEQUENCE numbers INCREMENT 2": ("sequence increment", "public.numbers"),
+    "ALTER TABLE jobs SET (fillfactor = 70)": ("table options", "public.jobs"),
+    "CREATE TABLE stray (i int)": ("table", "public.stray"),
+    "CREATE FUNCTION stray() RETURNS int LANGUAGE sql AS 'SELECT 1'": ("function", "public.stray()"),
+    "REVOKE INSERT ON jobs FROM settler_app": ("grant", "public.jobs: settler_app"),
+    "REVOKE ALL ON jobs FROM settler_app": ("grant", "public.jobs: settler_app"),
+    "GRANT SELECT ON jobs TO PUBLIC": ("grant", "public.jobs: PUBLIC"),
+    "GRANT SELECT (name) ON jobs TO PUBLIC": ("", "public.jobs"),
+    "REVOKE USAGE ON SCHEMA public FROM settler_app": ("grant", "public: settler_app"),
+    "REVOKE EXECUTE ON FUNCTION touch() FROM PUBLIC": ("grant", "public.touch(): PUBLIC"),
+    "ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE DELETE ON TABLES FROM settler_app": (
+        "default privileges", "settler_owner in public on tables"),
+}  # fmt: skip
+
+
+def test_each_sabotage_is_named(owner, subtests):
+    before = snapshot(owner)
+    for command, (check, name) in SABOTAGE.items():
+        with subtests.test(command):
+            owner.execute("BEGIN")
+            try:
+                owner.execute(command)
+                found = problems(before, owner)
+            finally:
+                owner.execute("ROLLBACK")
+            assert [row for row in found if row.object.startswith(name) and row.check.startswith(check)], found
+            assert name in table_of(found, limit=100)
+    assert problems(before, owner) == []
+
+
+def test_changed_owner_is_named(owner, connect):
+    before = snapshot(owner)
+    connect(owner.info.dbname).execute("ALTER TABLE jobs OWNER TO postgres")
+    assert ("table owner", "public.jobs", "postgres") in [
+        (row.check, row.object, row.actual) for row in problems(before, owner)
+    ]
+
+
+def test_broken_index_is_named_though_its_definition_is_right(owner, connect):
+    before = snapshot(owner)
+    admin = connect(owner.info.dbname)
+    for flag in ("indisvalid", "indisready"):
+        admin.execute(
+            sql.SQL("UPDATE pg_index SET {} = false WHERE indexrelid = 'jobs_name'::regclass").format(
+                sql.Identifier(flag)
+            )
+        )
+        (row,) = problems(before, owner)
+        assert (row.check, row.object) == ("index valid", "jobs_name")
+        assert "REINDEX" in row.hint
+        admin.execute(
+            "UPDATE pg_index SET indisvalid = true, indisready = true WHERE indexrelid = 'jobs_name'::regclass"
+        )
+    assert problems(before, owner) == []
+
+
+def test_disabled_foreign_key_trigger_is_named(owner, connect):
+    before = snapshot(owner)
+    connect(owner.info.dbname).execute("ALTER TABLE runs DISABLE TRIGGER ALL")
+    found = problems(before, owner)
+    assert {row.check for row in found} == {"trigger enabled"}
+    assert all(row.object.startswith("runs.") for row in found)
+
+
+def test_ledger_and_extensions_are_nobodys_business(owner):
+    before = snapshot(owner, exclude=["runbook"])
+    owner.execute("CREATE SCHEMA runbook; CREATE TABLE runbook.migrations (i int)")
+    assert compare(before, snapshot(owner, exclude=["runbook"])) != []
+    assert [row for row in compare(before, snapshot(owner, exclude=["runbook"])) if row.status != "ok"] == []
+    assert not [name for name in before["functions"] if "digest" in name]
+
+
+def test_roles_have_other_names_elsewhere(owner):
+    """In staging the roles may be called differently; the expectation says $owner and $app wherever a role stands."""
+    names = {"settler_owner": "$owner", "settler_app": "$app", "settler_migrator": "$migrator"}
+    text = yaml.safe_dump(snapshot(owner, role_names=names))
+    assert "$owner" in text
+    assert "settler_" not in text
+
+
+# Tenant isolation
+
+
+def isolation(cluster, roles, name, settings=ISOLATION):
+    with engine_connect(as_migrator(cluster, roles, name)) as session:
+        session.execute("SET ROLE settler_owner")
+        before = row_counts(session)
+        rows = prove(session, settings)
+        assert row_counts(session) == before
+        assert session.info.transaction_status.name == "IDLE"
+    return rows
+
+
+def failed(rows):
+    return {f"{row.object}: {row.check.removeprefix('tenant isolation: ')}" for row in rows if row.status != "ok"}
+
+
+def test_isolated_tables_pass_and_no_row_is_left(make, cluster, roles):
+    rows = isolation(cluster, roles, make("INSERT INTO tenants (name) VALUES ('kept')"))
+    assert failed(rows) == set()
+    assert {row.object for row in rows if row.check == "tenant isolation: select"} == {"jobs", "runs"}
+    assert {row.check.removeprefix("tenant isolation: ") for row in rows if row.object == "runs"} >= {
+        "select", "select with no context", "select with empty context", "select with malformed context", "insert",
+        "update", "hand over", "take over", "delete", "own row",
+    }  # fmt: skip
+
+
+BLIND = {"select with no context", "select with empty context", "select with malformed context"}
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "caught"),
+    [
+        ("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY",
+         {"select", *BLIND, "insert", "update", "hand over", "take over", "delete"}),
+        ("ALTER POLICY own ON jobs USING (true)", {"select", *BLIND, "take over", "delete"}),
+        ("CREATE POLICY wide ON jobs FOR SELECT USING (current_tenant() IS NULL)", BLIND),
+        ("ALTER POLICY own ON jobs WITH CHECK (true)", {"insert", "hand over"}),
+        ("CREATE POLICY wide ON jobs FOR INSERT WITH CHECK (true)", {"insert"}),
+        # PostgreSQL checks an UPDATE or DELETE that reads no column against no policy for SELECT
+        ("CREATE POLICY wide ON jobs FOR DELETE USING (true)", {"delete"}),
+        ("CREATE POLICY wide ON jobs FOR UPDATE USING (true) WITH CHECK (tenant_id = current_tenant())", {"take over"}),
+        ("CREATE POLICY wide ON jobs FOR UPDATE USING (tenant_id = current_tenant()) WITH CHECK (true)", {"hand over"}),
+    ],
+)  # fmt: skip
+def test_each_hole_is_caught(make, cluster, roles, sabotage, caught):
+    assert failed(isolation(cluster, roles, make(sabotage))) == {f"jobs: {what}" for what in caught}
+
+
+def test_table_without_a_policy_at_all_shows_no_tenant_its_own_row(make, cluster, roles):
+    assert failed(isolation(cluster, roles, make("DROP POLICY own ON jobs"))) == {"jobs: own row"}
+
+
+def test_hole_is_seen_although_a_unique_key_stands_behind_it(make, cluster, roles):
+    assert failed(isolation(cluster, roles, make("ALTER POLICY own ON runs WITH CHECK (true)"))) == {
+        "runs: insert", "runs: hand over",
+    }  # fmt: skip
+
+
+def test_hole_is_seen_although_a_foreign_key_stands_behind_it(make, cluster, roles):
+    """Keys are checked after policies: a key that refuses says that the policy has not."""
+    key = """ALTER TABLE jobs ADD UNIQUE (tenant_id, id);
+        ALTER TABLE runs ADD FOREIGN KEY (tenant_id, job_id) REFERENCES jobs (tenant_id, id)"""
+    assert failed(isolation(cluster, roles, make(key))) == set()
+    holes = failed(isolation(cluster, roles, make(key, "ALTER POLICY own ON runs WITH CHECK (true)")))
+    assert holes == {"runs: insert", "runs: hand over"}
+
+
+def test_policy_that_fails_without_a_context_still_shows_nothing_of_others(make, cluster, roles):
+    strict = "tenant_id = current_setting('app.current_tenant_id')::uuid"
+    rows = isolation(cluster, roles, make(f"ALTER POLICY own ON jobs USING ({strict}) WITH CHECK ({strict})"))
+    assert not failed(rows) & {"jobs: select", "jobs: insert", "jobs: update", "jobs: hand over", "jobs: delete"}
+
+
+def test_table_that_the_application_may_not_touch_is_isolated(make, cluster, roles):
+    rows = isolation(
+        cluster, roles, make("REVOKE ALL ON jobs FROM settler_app; ALTER TABLE jobs DISABLE ROW LEVEL SECURITY")
+    )
+    assert failed(rows) == set()
+    assert [row.actual for row in rows if row.object == "jobs"] == ["no access"]
+
+
+def test_tables_with_names_that_need_quotes_are_proved_too(make, cluster, roles):
+    odd = 'CREATE TABLE "Odd ""name" (tenant_id uuid NOT NULL REFERENCES tenants)'
+    rows = isolation(cluster, roles, make(odd))
+    assert 'Odd "name: select' in failed(rows)
+    assert not [row for row in rows if row.check == "tenant isolation"]
+
+
+def test_excluded_tables_are_not_looked_at(make, cluster, roles):
+    settings = Settings("settler_app", exclude=("jobs",))
+    rows = isolation(
+        cluster, roles, make("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY; ALTER TABLE runs DROP job_id"), settings
+    )
+    assert failed(rows) == set()
+
+
+def test_values_help_where_a_types_own_value_breaks_a_rule(make, cluster, roles):
+    database = make("ALTER TABLE runs ADD CHECK (amount > 10)")
+    (problem,) = [row for row in isolation(cluster, roles, database) if row.status != "ok"]
+    assert (problem.check, problem.expected) == ("tenant isolation", "provable")
+    assert "no probe row for runs" in problem.actual
+    assert failed(isolation(cluster, roles, database, Settings("settler_app", values={"runs.amount": 11}))) == set()
+
+
+def test_foreign_keys_in_a_circle_are_no_silent_pass(make, cluster, roles):
+    circle = "ALTER TABLE jobs ADD run_id bigint REFERENCES runs"
+    (problem,) = [row for row in isolation(cluster, roles, make(circle)) if row.status != "ok"]
+    assert "foreign keys in a circle: jobs, runs" in problem.actual
+
+
+def test_schema_without_a_tenant_column_is_no_silent_pass(make, cluster, roles):
+    rows = isolation(cluster, roles, make("DROP TABLE runs, jobs CASCADE"))
+    assert [row.actual for row in rows if row.status != "ok"] == ["no table of public has a column tenant_id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "undo", "told"),
+    [
+        ("ALTER ROLE settler_app SUPERUSER", "ALTER ROLE settler_app NOSUPERUSER", "superuser"),
+        ("ALTER ROLE settler_app BYPASSRLS", "ALTER ROLE settler_app NOBYPASSRLS", "BYPASSRLS"),
+        ("GRANT settler_owner TO settler_app", "REVOKE settler_owner FROM settler_app", "owner of the tables"),
+        ("GRANT postgres TO settler_app", "REVOKE postgres FROM settler_app", "member of a superuser"),
+    ],
+)
+def test_application_role_that_no_policy_binds_is_caught(make, cluster, roles, connect, change, undo, told):
+    database = make()
+    admin = connect(database)
+    if "settler_owner TO" in change:  # a circle of memberships is refused
+        admin.execute("REVOKE settler_app FROM settler_migrator")
+    admin.execute(change)
+    try:
+        rows = isolation(cluster, roles, database)
+    finally:
+        admin.execute(undo)
+        admin.execute("GRANT settler_app TO settler_migrator")
+    assert told in [row.actual for row in rows if row.status == "failed"]
+    assert not [row for row in rows if row.check.startswith("tenant isolation")]
+
+
+def test_missing_application_role_is_said_so(make, cluster, roles):
+    (row,) = isolation(cluster, roles, make(), Settings("nobody"))
+    assert (row.object, row.status, row.actual) == ("nobody", "failed", "missing")
+
+
+# The module
+
+
+def test_expectation_of_one_database_is_met_by_another_and_broken_by_sabotage(make, cluster, roles, tmp_path):
+    names = {roles.owner: "$owner", roles.app: "$app", roles.migrator: "$migrator"}
+    isolated = {"role": roles.app}
+    options = {"role_names": names, "set_role": roles.owner, "isolation": isolated, "run_id": "r"}
+    read = run_module("verify", {**as_migrator(cluster, roles, make()), **options})
+    path = tmp_path / "expected.yml"
+    path.write_text(yaml.safe_dump(read["catalogue"], allow_unicode=True), encoding="utf-8")
+    options["expected"] = str(path)
+    other = run_module("verify", {**as_migrator(cluster, roles, make()), **options})
+    assert not other.get("failed"), other["msg"]
+    assert (other["changed"], other["checks"], other["isolated_tables"]) == (False, [], 2)
+    assert other["digest"] == read["digest"]
+    assert other["counts"]["ok"] > 60
+    assert "catalogue" not in other
+    broken = run_module(
+        "verify", {**as_migrator(cluster, roles, make("DROP INDEX jobs_name; CREATE TABLE stray (i int)")), **options}
+    )
+    assert broken["failed"]
+    assert "index  public.jobs: jobs_name: missing" in broken["msg"]
+    assert "table  public.stray: present" in broken["msg"]
+    assert (broken["counts"]["failed"], broken["counts"]["unexpected"]) == (1, 1)
+
+
+def test_what_to_do_about_strays_is_the_operators_choice(make, cluster, roles, tmp_path):
+    path = tmp_path / "expected.yml"
+    path.write_text("sequences: {}\n", encoding="utf-8")
+    options = {**as_migrator(cluster, roles, make()), "expected": str(path)}
+    warned, failing, ignored = (
+        run_module("verify", {**options, "unexpected": how}) for how in ("warn", "fail", "ignore")
+    )
+    assert (bool(warned.get("failed")), "public.numbers" in str(warned["warnings"])) == (False, True)
+    assert (bool(failing.get("failed")), "public.numbers" in failing["msg"]) == (True, True)
+    assert (bool(ignored.get("failed")), ignored["checks"], ignored.get("warnings")) == (False, [], None)
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "", None])
+def test_expectation_that_is_none_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "expected.yml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(RunbookError, match=str(path)):
+        read_expectation(str(path))
