@@ -47,12 +47,12 @@ def ensure() -> bool:
     with _only_one():
         if _fits():
             return False
-        if not _STAMP.exists() or not all(os.access(path, os.X_OK) for path in _WITNESSES):
+        if not _is_whole() or _stamped()[1:] != _fingerprint()[1:]:
             _create()
         # From here to the new stamp the environment is half made, and an interrupted run leaves it so.
         _STAMP.unlink(missing_ok=True)
         _sync()
-        _STAMP.write_text(_fingerprint(), encoding="utf-8")
+        _STAMP.write_text("\n".join(_fingerprint()) + "\n", encoding="utf-8")
     return True
 
 
@@ -69,16 +69,25 @@ def compile_lock(options: list[str]) -> int:
 
 
 def _fits() -> bool:
-    """Tell whether the environment is whole, ours (scripts hold absolute paths) and made from this lock."""
-    try:
-        return _STAMP.read_text(encoding="utf-8") == _fingerprint() and all(os.access(p, os.X_OK) for p in _WITNESSES)
-    except OSError:
-        return False
+    return _is_whole() and _stamped() == _fingerprint()
 
 
-def _fingerprint() -> str:
+def _is_whole() -> bool:
+    return all(os.access(path, os.X_OK) for path in _WITNESSES)
+
+
+def _stamped() -> list[str]:
+    """Return what the environment was made from; nothing, if it was never finished."""
+    return _STAMP.read_text(encoding="utf-8").splitlines() if _STAMP.exists() else []
+
+
+def _fingerprint() -> list[str]:
+    """Return what it has to be made from: the lock, which can be installed over another one, and what cannot change.
+
+    The path counts because the scripts in it hold it: an environment that was moved along with its clone is broken.
+    """
     digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()
-    return f"lock sha256:{digest}\npython {platform.python_version()} {_base_python()}\nvenv {VENV}\n"
+    return [f"lock sha256:{digest}", f"python {platform.python_version()} {_base_python()}", f"venv {VENV}"]
 
 
 def _base_python() -> str:

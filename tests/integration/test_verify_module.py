@@ -304,7 +304,7 @@ def test_table_that_the_application_may_not_touch_is_isolated(make, cluster, rol
         cluster, roles, make("REVOKE ALL ON jobs FROM settler_app; ALTER TABLE jobs DISABLE ROW LEVEL SECURITY")
     )
     assert failed(rows) == set()
-    assert [row.actual for row in rows if row.object == "jobs"] == ["no access"]
+    assert {row.actual for row in rows if row.object == "jobs"} <= {"no access", "refused"}
 
 
 def test_tables_with_names_that_need_quotes_are_proved_too(make, cluster, roles):

@@ -140,3 +140,11 @@ def test_backups_are_listed_newest_first_and_damaged_ones_last(tmp_path):
     assert [bool(row["error"]) for row in rows] == [False, False, False, True]
     assert rows[0]["path"] == str(home / "r3")
     assert _manifest.list_backups(tmp_path, "other") == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "../up", "..", ".hidden"])
+def test_no_name_of_a_database_leads_out_of_the_backup_folder(tmp_path, name):
+    home = _manifest.home_of(tmp_path, name)
+    assert home.parent == tmp_path
+    assert not home.name.startswith(".")
+    assert _manifest.home_of(tmp_path, "settler") == tmp_path / "settler"

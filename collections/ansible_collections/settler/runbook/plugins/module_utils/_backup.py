@@ -77,7 +77,7 @@ def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
         RunbookError: the role does not see all rows, no client program fits, no space, pg_dump failed. Nothing
             that could be taken for a backup is left.
     """
-    home = options.directory / params["login_db"]
+    home = _manifest.home_of(options.directory, params["login_db"])
     final = home / options.run_id
     make_private(options.directory)
     make_private(home)
@@ -135,7 +135,9 @@ def make_private(folder: Path) -> None:
 @contextlib.contextmanager
 def _only_one(home: Path) -> t.Iterator[None]:
     """Hold the lock of a database's backups; the system frees it when the process dies."""
-    with (home / ".lock").open("w") as file:
+    lock = home / ".lock"
+    lock.touch(mode=0o600)
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -92,10 +92,16 @@ def check_files(folder: Path, manifest: t.Mapping[str, t.Any]) -> None:
         )
 
 
+def home_of(directory: Path, database: str) -> Path:
+    """Return the folder of a database's backups; a name that is no folder's is written so that it stays inside."""
+    name = database.replace("/", "%2F")
+    return directory / (f"%2E{name[1:]}" if name.startswith(".") else name)
+
+
 def list_backups(directory: Path, database: str) -> list[dict[str, t.Any]]:
     """Return the manifests of a database's backups, newest first, each with its C(path); damaged ones with C(error)."""
     rows = []
-    folder = directory / database
+    folder = home_of(directory, database)
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or path.name.startswith("."):
             continue

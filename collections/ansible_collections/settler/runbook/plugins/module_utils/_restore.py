@@ -199,9 +199,11 @@ def restore(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]
 
 
 def _mend(connection: psycopg.Connection[t.Any], database: str) -> None:
-    """Open a database again that a restore, killed just before its swap, has closed."""
+    """Open a database again that a restore, killed just before its swap, has closed: its half is still there."""
     closed = connection.execute(
-        "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND NOT datallowconn", [database]
+        "SELECT FROM pg_catalog.pg_database d WHERE d.datname = %s AND NOT d.datallowconn AND EXISTS ("
+        "SELECT FROM pg_catalog.pg_database h WHERE starts_with(shobj_description(h.oid, 'pg_database'), %s))",
+        [database, _mark(database)],
     ).fetchone()
     if closed is not None:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(sql.Identifier(database)))

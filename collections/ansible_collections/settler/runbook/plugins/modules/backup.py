@@ -116,6 +116,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._backup import Options, backup, rehearse
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import home_of
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 
 if t.TYPE_CHECKING:
@@ -137,7 +138,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         lock_timeout=params["lock_timeout"],
         keep=params["keep"],
     )
-    path = options.directory / params["login_db"] / options.run_id
+    path = home_of(options.directory, params["login_db"]) / options.run_id
     changed = not path.exists()
     manifest = rehearse(params, options) if module.check_mode and changed else backup(params, options)
     return {
