@@ -76,6 +76,7 @@ class Deployment:
             envvars=project.environment(),
             settings={"suppress_env_files": True},
             quiet=True,
+            cancel_callback=lambda: False,  # without one, runner takes Ctrl-C and SIGTERM for itself
         )
         return Run(done.rc, (Path(done.config.artifact_dir) / "stdout").read_text(), list(done.events), folder)
 
