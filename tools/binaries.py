@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -110,7 +109,7 @@ def _major(folder: Path) -> int:
 
 def _install_debian_packages() -> None:
     """Install the server without the cluster that its package makes and starts unless told otherwise."""
-    with _no_service_starts():
+    with apt.no_services():
         apt.install("postgresql-common")
         settings = Path("/etc/postgresql-common/createcluster.conf")
         before = settings.read_bytes()
@@ -119,20 +118,3 @@ def _install_debian_packages() -> None:
             apt.install("postgresql")
         finally:
             settings.write_bytes(before)
-
-
-@contextlib.contextmanager
-def _no_service_starts() -> Iterator[None]:
-    """Have Debian's packages start no service meanwhile, and leave the machine's own policy as it was."""
-    policy = Path("/usr/sbin/policy-rc.d")
-    kept = policy.with_name("policy-rc.d.settler-runbook-kept")
-    if existed := os.path.lexists(policy):
-        policy.rename(kept)
-    try:
-        policy.write_text("#!/bin/sh\nexit 101\n", encoding="ascii")
-        policy.chmod(0o755)
-        yield
-    finally:
-        policy.unlink()
-        if existed:
-            kept.rename(policy)

@@ -34,9 +34,6 @@ _KEEP = _RUN / "keep"
 _LOG = LOCAL / "docker" / "dockerd.log"
 OWN_HOST = f"unix://{_SOCKET}"
 
-_POLICY = Path("/usr/sbin/policy-rc.d")
-_POLICY_TEXT = "#!/bin/sh\n# settler-runbook: no package may start a service while we install it\nexit 101\n"
-
 _ANSWER_SECONDS = 10
 _START_SECONDS = 60
 _STOP_SECONDS = 30
@@ -212,29 +209,12 @@ def _install() -> None:
         raise NoEngineError("no engine answers, and there is no apt-get to install dockerd with")
     console.note("installing docker.io with apt-get")
     try:
-        with _no_services():
+        with apt.no_services():
             apt.install("docker.io", "iptables")
             if shutil.which("docker") is None:
                 apt.install("docker-cli")  # a package of its own from Debian 13 on
     except ToolError as failure:
         raise NoEngineError(str(failure)) from failure
-
-
-@contextlib.contextmanager
-def _no_services() -> Iterator[None]:
-    """Keep packages from starting services. A policy that was there comes back, also after a killed run."""
-    saved = _POLICY.with_name("policy-rc.d.settler-runbook")
-    if _POLICY.exists() and _POLICY.read_text(errors="replace") != _POLICY_TEXT:
-        _POLICY.replace(saved)
-    _POLICY.write_text(_POLICY_TEXT)
-    _POLICY.chmod(0o755)
-    try:
-        yield
-    finally:
-        if saved.exists():
-            saved.replace(_POLICY)
-        else:
-            _POLICY.unlink()
 
 
 def _launch() -> subprocess.Popen[bytes]:

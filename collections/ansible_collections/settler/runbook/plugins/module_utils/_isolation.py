@@ -20,7 +20,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._psycopg import ps
 from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
 
 _TABLES = """
-SELECT c.oid::int, n.nspname, c.relname,
+SELECT c.oid::int, c.relname,
     (SELECT array_agg(k.confrelid::int) FROM pg_catalog.pg_constraint k
      WHERE k.conrelid = c.oid AND k.contype = 'f' AND k.confrelid <> c.oid) AS parents
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -137,18 +137,18 @@ def prove(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Che
 
 def _prove(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Check]:
     found = connection.execute(_TABLES, {"schema": settings.schema, "column": settings.tenant_column}).fetchall()
-    tables = _in_order([row for row in found if row[2] not in settings.exclude])
+    tables = _in_order([row for row in found if row[1] not in settings.exclude])
     if not tables:
         raise _ProofError(f"no table of {settings.schema} has a column {settings.tenant_column}")
     mine, other, third = (str(uuid.uuid4()) for _tenant in range(3))
     _insert_probe_rows(connection, settings, tables, mine)
     probes = _insert_probe_rows(connection, settings, tables, other)
     _insert_probe_rows(connection, settings, [], third)  # no rows: no unique key hides what the policy lets through
-    for oid, _schema, name, _parents in tables:
+    for oid, name, _parents in tables:
         _point_at_probe_rows(connection, settings, oid, name, (mine, other))
     connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(settings.role)))
     rows: list[Check] = []
-    for oid, _schema, name, _parents in tables:
+    for oid, name, _parents in tables:
         if _may_touch(connection, oid, settings.role):
             rows += _trespass(connection, settings, oid, name, (mine, other, third), probes[oid])
         else:
@@ -161,9 +161,9 @@ def _in_order(tables: list[t.Any]) -> list[t.Any]:
     ordered: list[t.Any] = []
     left = {row[0]: row for row in tables}
     while left:
-        ready = [row for row in left.values() if not set(row[3] or ()) & set(left)]
+        ready = [row for row in left.values() if not set(row[2] or ()) & set(left)]
         if not ready:
-            raise _ProofError("foreign keys in a circle: " + ", ".join(row[2] for row in left.values()))
+            raise _ProofError("foreign keys in a circle: " + ", ".join(row[1] for row in left.values()))
         ordered += ready
         for row in ready:
             del left[row[0]]
@@ -179,7 +179,7 @@ def _insert_probe_rows(
     root = connection.execute(_ROOT, [settings.schema, settings.tenant_table]).fetchone()
     if root is None:
         raise _ProofError(f"there is no table {settings.schema}.{settings.tenant_table}")
-    for oid, name in [(root[0], settings.tenant_table), *((row[0], row[2]) for row in tables)]:
+    for oid, name in [(root[0], settings.tenant_table), *((row[0], row[1]) for row in tables)]:
         values = _probe_values(connection, settings, oid, name, tenant, made)
         if oid == root[0]:
             values["id"] = tenant

@@ -166,9 +166,8 @@ def restore(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]
     application = f"runbook:{options.run_id}:restore"
     with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
         _mend(connection, params["login_db"])
-    difference = _allowed(params, options, manifest)
-    names = names_for(params["login_db"], options.run_id)
-    with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
+        difference = _allowed(params, options, manifest)
+        names = names_for(params["login_db"], options.run_id)
         _drop_leftovers(connection, names.real)
         _create(connection, names, manifest["properties"], options.run_id)
         _load(params, options, names.restored, connection.info.server_version // 10000)

@@ -201,7 +201,6 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         if connection is not None:
             stack.enter_context(connection)
         todo = pending_plan(connection, files, options)
-        scripts = [parse(file) for file in todo.pending]
         result = {"changed": bool(todo.pending), "diff": todo.as_diff(), "head": todo.target, "blockers": []}
         if module.check_mode or not todo.pending or connection is None:
             planned = [
@@ -211,7 +210,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
                     "checksum": script.file.checksum,
                     "statements": len(script.statements),
                 }
-                for script in scripts
+                for script in map(parse, todo.pending)
             ]
             return {**result, "applied": planned}
         try:
