@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
+import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._files import (
     MigrationFile,
@@ -31,10 +32,21 @@ MODULES = COLLECTIONS / "ansible_collections/settler/runbook/plugins/modules"
 T = TypeVar("T")
 
 
-def migration(text: str, name: str = "001_test.sql") -> MigrationFile:
-    """Return a migration that lies in no folder."""
-    version, _underscore, title = name.removesuffix(".sql").partition("_")
-    return MigrationFile(version, title, Path("/migrations") / name, text, checksum(text))
+def migration(text: str, name: str = "001_test.sql", verify: str = "") -> MigrationFile:
+    """Return a migration that lies in no folder; its kind is that of its name."""
+    kind = "repeatable" if name.startswith("R__") else "batch" if name.endswith(".batch.sql") else "versioned"
+    version, _underscore, title = name.removesuffix(".sql").removesuffix(".batch").removeprefix("R_").partition("_")
+    check = MigrationFile(version, title, Path("/migrations") / name.replace(".sql", ".verify.sql"), verify, "")
+    return MigrationFile(
+        version, title, Path("/migrations") / name, text, checksum(text), kind, verify=check if verify else None
+    )
+
+
+def refused(call: Callable[..., Any], *arguments: Any, **options: Any) -> RunbookError:
+    """Return the error that a call must end in."""
+    with pytest.raises(RunbookError) as caught:
+        call(*arguments, **options)
+    return caught.value
 
 
 def write_migrations(folder: Path, files: Mapping[str, str | bytes]) -> list[MigrationFile]:

@@ -12,7 +12,6 @@ import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _statements
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
     Options,
@@ -23,7 +22,16 @@ from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
 )
 from psycopg import sql
 
-from tests.support import Background, as_migrator, migration, run_module, start_module, wait_until, write_migrations
+from tests.support import (
+    Background,
+    as_migrator,
+    migration,
+    refused,
+    run_module,
+    start_module,
+    wait_until,
+    write_migrations,
+)
 
 TABLES = """
 SELECT array_agg(relname::text ORDER BY relname) FROM pg_class
@@ -33,34 +41,6 @@ WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
 
 def files(*texts):
     return [migration(text, f"{number:03d}_step.sql") for number, text in enumerate(texts, 1)]
-
-
-@pytest.fixture
-def apply(cluster, roles):
-    """Apply files as the runbook does: as the migrator, who becomes the owner."""
-
-    def run(dbname, migrations, outcome=None, **changes):
-        outcome = outcome or Outcome()
-        options = Options(**{"run_id": "run-1", "role": roles.owner, "lock_wait": 10, **changes})
-        with engine_connect(
-            as_migrator(cluster, roles, dbname), application=f"runbook:{options.run_id}:migrate"
-        ) as session:
-            migrate(session, migrations, options, outcome)
-        return outcome
-
-    return run
-
-
-@pytest.fixture
-def ask(connect):
-    """Ask for one value, as the superuser."""
-
-    def one(dbname, query, *arguments):
-        with connect(dbname) as session:
-            row = session.execute(query, arguments or None).fetchone()
-        return row[0] if row else None
-
-    return one
 
 
 @pytest.fixture
@@ -77,12 +57,6 @@ def dump(cluster):
         return re.sub(r"^\\(un)?restrict .*$", "", done.stdout, flags=re.MULTILINE)
 
     return text
-
-
-def refused(call, *arguments, **options):
-    with pytest.raises(RunbookError) as caught:
-        call(*arguments, **options)
-    return caught.value
 
 
 # One transaction a file
@@ -182,7 +156,7 @@ def test_everything_is_parsed_before_anything_is_applied(new_database, apply, as
         ("SELECT 1;\nDO $$\nBEGIN\n  RAISE 'no';\nEND $$;", 2, "P0001", "DO $$"),
         ("SELECT 1;\nDO $$\nBEGIN\n  COMMIT;\nEND $$;", 2, "2D000", "DO $$"),
         ("CREATE TABLE a (i int) PARTITION BY LIST (i);\n\nREINDEX TABLE a;", 3, "25001", "REINDEX TABLE a"),
-        ("\n\nSELECT 1 FROM 2;", 3, "42601", "SELECT 1 FROM 2;"),
+        ("\n\nSELECT 1 FROM 2;", 3, "42601", "SELECT 1 FROM 2"),
     ],
 )  # fmt: skip
 def test_runtime_error_has_its_line(new_database, apply, text, line, sqlstate, first_line):
@@ -329,11 +303,12 @@ def blind_parser(monkeypatch):
     monkeypatch.setattr(_statements.pglast, "parse_sql", fail)
 
 
-def test_unknown_grammar_is_applied_as_one_with_a_warning(blind_parser, new_database, apply, ask):
+def test_unknown_grammar_is_applied_with_a_warning_for_each_statement(blind_parser, new_database, apply, ask):
     database = new_database()
     done = apply(database, files("CREATE TABLE a (i int);\nINSERT INTO a VALUES (1);"))
-    assert [step.statements for step in done.applied] == [1]
-    assert "sent whole" in done.warnings[0]
+    assert [step.statements for step in done.applied] == [2]
+    assert [warning.split(": ")[0] for warning in done.warnings] == ["001_step.sql:1", "001_step.sql:2"]
+    assert "sent unchecked" in done.warnings[0]
     assert ask(database, "SELECT count(*) FROM a") == 1
 
 

@@ -38,7 +38,7 @@ WHOLE = {
 def test_statement_is_not_cut_inside(text):
     script = parse(migration(f"SELECT 'ä';\n{text};\nSELECT 3"))
     assert [statement.text for statement in script.statements] == ["SELECT 'ä'", text, "SELECT 3"]
-    assert not script.warning
+    assert not script.warnings
 
 
 def test_lines_are_those_of_the_file():
@@ -58,7 +58,7 @@ def test_lines_are_those_of_the_file():
 def test_file_without_a_statement_has_none(text):
     script = parse(migration(text))
     assert script.statements == ()
-    assert not script.warning
+    assert not script.warnings
 
 
 REFUSED = {
@@ -163,7 +163,7 @@ ALLOWED = [
 def test_allowed_twin_passes(text):
     script = parse(migration(f"{text};"))
     assert [statement.text for statement in script.statements] == [text]
-    assert not script.warning
+    assert not script.warnings
 
 
 @pytest.mark.parametrize(
@@ -180,18 +180,34 @@ def test_backslash_in_a_string_is_no_psql_command():
     assert len(script.statements) == 1
 
 
-def test_unknown_grammar_goes_whole_with_a_warning_that_names_the_line():
-    text = "\n-- é\nSELECT 1;\nFROBNICATE TABLE t;\nSELECT 2;\n"
+def test_unknown_grammar_is_isolated_with_a_warning_that_names_the_line():
+    body = "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END"
+    rule = "CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2)"
+    text = f"\n-- é\nSELECT 1;\nFROBNICATE TABLE t; -- x\n;;{body};\n{rule}"
     script = parse(migration(text, "012_new.sql"))
-    (whole,) = script.statements
-    assert whole.text == text.strip()
-    assert whole.line == 2
-    assert script.warning.startswith("012_new.sql:4: ")
-    assert "FROBNICATE" in script.warning
-    assert "unchecked" in script.warning
+    assert [(one.text, one.line) for one in script.statements] == [
+        ("SELECT 1", 3),
+        ("FROBNICATE TABLE t", 4),
+        (body, 5),
+        (rule, 6),
+    ]
+    (warning,) = script.warnings
+    assert warning.startswith("012_new.sql:4: ")
+    assert "FROBNICATE" in warning
+    assert "unchecked" in warning
+
+
+def test_statements_beside_unknown_grammar_are_still_judged():
+    with pytest.raises(RunbookError, match=r"012_new.sql:3: transaction control: COMMIT"):
+        parse(migration("FROBNICATE 1;\nSELECT 1;\nCOMMIT;", "012_new.sql"))
+    with pytest.raises(RunbookError, match=r"012_new.sql:2: psql command \\i"):
+        parse(migration("FROBNICATE 1;\n\\i other.sql\nSELECT 1;", "012_new.sql"))
 
 
 def test_text_that_ends_too_early_is_unknown_too():
     script = parse(migration("SELECT 1;\nSELECT (\n"))
+    assert [one.text for one in script.statements] == ["SELECT 1", "SELECT ("]
+    assert script.warnings
+    script = parse(migration("SELECT 1;\nSELECT 'x\n"))
     assert len(script.statements) == 1
-    assert script.warning
+    assert script.warnings

@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 import typing as t
+import weakref
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import (
@@ -37,6 +39,15 @@ SESSION_SETTINGS: dict[str, tuple[int, str]] = {  # name: (first server version,
     "intervalstyle": (0, "postgres"),
     "row_security": (0, "on"),
 }
+
+#: Undoes whatever a file has done to the session, but keeps its advisory locks: DISCARD ALL would drop them.
+RESET: t.LiteralString = (
+    "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; "
+    "DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES"
+)
+
+#: Sessions on servers that cannot see that their client is gone.
+_UNABLE_TO_CHECK: weakref.WeakSet[psycopg.Connection[t.Any]] = weakref.WeakSet()
 
 
 def connection_argument_spec() -> dict[str, t.Any]:
@@ -152,33 +163,46 @@ def prove_direct(connection: psycopg.Connection[t.Any]) -> None:
         )
 
 
+def prove_primary(connection: psycopg.Connection[t.Any]) -> None:
+    """Refuse a standby, and name its primary where the server tells."""
+    row = connection.execute(
+        "SELECT pg_is_in_recovery(), (SELECT sender_host || ':' || sender_port FROM pg_catalog.pg_stat_wal_receiver)"
+    ).fetchone()
+    if row and row[0]:
+        raise RunbookError(
+            f"{connection.info.host}:{connection.info.port} is a standby: nothing can be written there",
+            hint=f"Connect to its primary{f', {row[1]}' if row[1] else ''}.",
+        )
+
+
 def settle(connection: psycopg.Connection[t.Any]) -> None:
     """Give the session the runbook's own settings."""
-    version = connection.info.server_version
-    settings = {name: value for name, (since, value) in SESSION_SETTINGS.items() if version >= since}
     try:
-        _set_config(connection, settings)
+        connection.execute(settings_call(connection))
     except psycopg.errors.InvalidParameterValue:
         # client_connection_check_interval needs a platform whose poll() tells of a closed socket
-        _set_config(connection, {**settings, "client_connection_check_interval": "0"})
+        _UNABLE_TO_CHECK.add(connection)
+        connection.execute(settings_call(connection))
 
 
-def _set_config(connection: psycopg.Connection[t.Any], settings: t.Mapping[str, str]) -> None:
-    """Set all settings of the session in one round trip."""
-    calls = (
-        sql.SQL("set_config({}, {}, false)").format(sql.Literal(name), sql.Literal(value))
-        for name, value in settings.items()
+def settings_call(connection: psycopg.Connection[t.Any]) -> sql.SQL:
+    """Return the SELECT that sets all settings of the session, in one round trip."""
+    return sql.SQL(_settings_call(connection.info.server_version // 10000 * 10000, connection in _UNABLE_TO_CHECK))
+
+
+@functools.cache
+def _settings_call(version: int, unable_to_check: bool) -> t.LiteralString:
+    calls = ", ".join(
+        f"set_config('{name}', '{value}', false)"
+        for name, (since, value) in SESSION_SETTINGS.items()
+        if version >= since and not (unable_to_check and name == "client_connection_check_interval")
     )
-    connection.execute(sql.SQL("SELECT ") + sql.SQL(", ").join(calls))
+    return f"SELECT {calls}"
 
 
 def reset(connection: psycopg.Connection[t.Any]) -> None:
-    """Undo whatever a file has done to the session, but keep its advisory locks (DISCARD ALL would drop them)."""
-    connection.execute(
-        "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; CLOSE ALL; UNLISTEN *; "
-        "DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES"
-    )
-    settle(connection)
+    """Undo whatever a file has done to the session and give it the runbook's own settings again."""
+    connection.execute(sql.SQL(RESET + "; ") + settings_call(connection))
 
 
 def set_role(connection: psycopg.Connection[t.Any], role: str | None) -> None:

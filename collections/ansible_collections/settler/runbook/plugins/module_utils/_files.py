@@ -2,78 +2,138 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Migration files: names, bytes, checksums. Nothing here knows a database."""
+"""Migration files: names, bytes, checksums, order. Nothing here knows a database."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
-from dataclasses import dataclass
+import typing as t
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ansible_collections.settler.runbook.plugins.module_utils._directives import Directives, read_directives
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 
 #: How a checksum was made; stored with each ledger row, so that it can change one day without a lie.
 CHECKSUM_ALGORITHM = "sha256-lf"
 
-_NAME = re.compile(r"(?P<version>[0-9]{3,})_(?P<name>[a-z0-9_]+)\.sql")
+VERSIONED = "versioned"
+REPEATABLE = "repeatable"
+BATCH = "batch"
+
+_NAME = re.compile(
+    r"(?:(?P<version>[0-9]{3,})_(?P<name>[a-z0-9_]+?)(?P<batch>\.batch)?|R__(?P<repeatable>[a-z0-9_]+))"
+    r"(?P<verify>\.verify)?\.sql"
+)
 _BOM = "\ufeff"
 
 
 @dataclass(frozen=True)
 class MigrationFile:
-    """One C(NNN_name.sql): C(version) keeps its zeros, C(text) has LF line ends and no byte order mark."""
+    """One migration: C(version) keeps its zeros, C(text) has LF line ends and no byte order mark.
+
+    C(kind) is V(versioned), V(batch) or V(repeatable), which has no version. C(folder) is the optional folder that
+    it lies in, with a sequence of its own. C(verify) is its C(.verify.sql), if it has one.
+    """
 
     version: str
     name: str
     path: Path
     text: str
     checksum: str
+    kind: str = VERSIONED
+    folder: str = ""
+    verify: MigrationFile | None = None
 
     @property
     def file(self) -> str:
         """The file's name, which identifies it in the ledger."""
-        return self.path.name
+        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
 
     @property
     def order(self) -> int:
         """Position in the sequence: C(9) comes before C(10), whatever the zeros."""
-        return int(self.version)
+        return int(self.version) if self.version else -1
+
+    @functools.cached_property
+    def directives(self) -> Directives:
+        """What the file says of itself."""
+        return read_directives(self.text, self.path)
 
 
-def read_migrations(directory: str | Path) -> list[MigrationFile]:
-    """Read all migrations of a folder, in order.
+def read_migrations(directory: str | Path, optional: t.Sequence[str] = ()) -> list[MigrationFile]:
+    """Read all migrations: the versioned ones of the folder, those of each optional folder, the repeatable ones.
+
+    Args:
+        directory: folder of the migrations.
+        optional: names of folders in C(../optional) that are switched on, in order.
 
     Raises:
-        RunbookError: no folder, a name that is no C(NNN_name.sql), a version twice, bytes that are not UTF-8 text.
+        RunbookError: no folder, a name that is none of a migration, a version twice, bytes that are not UTF-8 text,
+            a C(.verify.sql) without its migration.
     """
     folder = Path(directory)
     if not folder.is_dir():
         raise RunbookError(f"{folder}: no such folder of migrations", hint="Set migrate_directory.")
-    files = sorted(
-        (read_migration(path) for path in sorted(folder.iterdir()) if path.suffix.lower() == ".sql"),
-        key=lambda file: file.order,
-    )
-    for earlier, later in itertools.pairwise(files):
+    found = _read_folder(folder, "")
+    for name in optional:
+        place = folder.parent / "optional" / name
+        if not re.fullmatch(r"[a-z0-9_]+", name) or not place.is_dir():
+            known = sorted(path.name for path in place.parent.glob("*") if path.is_dir())
+            raise RunbookError(
+                f"{place}: no such optional folder",
+                hint=f"migrate_optional names folders of {place.parent}: {', '.join(known) or 'there are none'}.",
+            )
+        found += _read_folder(place, name)
+    # sorted() is stable: repeatable files follow, in the order of their names
+    return sorted(found, key=lambda file: file.kind == REPEATABLE)
+
+
+def _read_folder(folder: Path, name: str) -> list[MigrationFile]:
+    """Read one folder, in order, each file with its C(.verify.sql)."""
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".sql"]
+    checks = {path.name.removesuffix(".verify.sql"): path for path in paths if path.name.endswith(".verify.sql")}
+    files = [
+        replace(read_migration(path), folder=name)
+        for path in paths
+        if path.name not in {c.name for c in checks.values()}
+    ]
+    files.sort(key=lambda file: (file.order, file.path.name))
+    for earlier, later in itertools.pairwise(file for file in files if file.version):
         if earlier.order == later.order:
             raise RunbookError(
                 f"{later.path}: version {later.version} is taken by {earlier.file}",
                 hint="Two branches have used one number: rename the file that is applied nowhere yet.",
             )
-    return files
+    with_checks = [
+        replace(file, verify=read_migration(checks.pop(stem)))
+        if (stem := file.path.name.removesuffix(".sql")) in checks
+        else file
+        for file in files
+    ]
+    for orphan in checks.values():
+        raise RunbookError(
+            f"{orphan}: there is no {orphan.name.replace('.verify.sql', '.sql')} that it could verify",
+            hint="It runs after the migration of the same name.",
+        )
+    return with_checks
 
 
 def read_migration(path: Path) -> MigrationFile:
-    """Read one migration; the errors are those of M(read_migrations)."""
+    """Read one file; the errors are those of M(read_migrations)."""
     match = _NAME.fullmatch(path.name)
     if not match:
         raise RunbookError(
             f"{path}: not a migration's name",
-            hint="Write NNN_name.sql: three or more digits, an underscore, then a-z, 0-9 and underscores.",
+            hint="Write NNN_name.sql: three or more digits, an underscore, then a-z, 0-9 and underscores; "
+            "or R__name.sql, NNN_name.batch.sql, NNN_name.verify.sql.",
         )
+    kind = REPEATABLE if match["repeatable"] else BATCH if match["batch"] else VERSIONED
     text = decode(path.read_bytes(), path)
-    return MigrationFile(match["version"], match["name"], path, text, checksum(text))
+    return MigrationFile(match["version"] or "", match["name"] or match["repeatable"], path, text, checksum(text), kind)
 
 
 def decode(content: bytes, path: Path) -> str:

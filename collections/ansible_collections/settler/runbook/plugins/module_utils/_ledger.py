@@ -4,8 +4,9 @@
 
 """The ledger: a schema of its own in the migrated database, always named with its schema.
 
-C(migrations) has a row for each applied file, written in the file's own transaction. C(events) tells what
-happened and when; nothing is ever deleted from it. No lock state is kept in tables: it would travel with dumps.
+C(migrations) has a row for each file, written in the file's own transaction; a file that cannot be one transaction
+has its row from the start, with a C(journal) of its statements. C(events) tells what happened and when; nothing is
+ever deleted from it. No lock state is kept in tables: it would travel with dumps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._files import CHECKSUM_ALGORITHM, MigrationFile
 from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow
-from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
 
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS {schema};
@@ -42,25 +43,67 @@ CREATE TABLE IF NOT EXISTS {schema}.migrations (
     lsn_before         pg_lsn NOT NULL,
     lsn_after          pg_lsn NOT NULL
 );
-COMMENT ON TABLE {schema}.migrations IS 'A row for each applied file, written in the transaction of that file';
+ALTER TABLE {schema}.migrations
+    ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT 'versioned',
+    ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'applied',
+    ADD COLUMN IF NOT EXISTS restore_point text,
+    ADD COLUMN IF NOT EXISTS job_id text,
+    ADD COLUMN IF NOT EXISTS backend_pid integer;
+COMMENT ON TABLE {schema}.migrations IS 'A row for each file: written in its transaction, or running until it is done';
+CREATE TABLE IF NOT EXISTS {schema}.journal (
+    file        text NOT NULL,
+    statement   integer NOT NULL,
+    line        integer NOT NULL,
+    checksum    text NOT NULL,
+    state       text NOT NULL,
+    run_id      text NOT NULL,
+    backend_pid integer NOT NULL,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz,
+    detail      jsonb NOT NULL DEFAULT '{{}}',
+    PRIMARY KEY (file, statement)
+);
+COMMENT ON TABLE {schema}.journal IS 'How far each file came that is not one transaction';
 CREATE TABLE IF NOT EXISTS {schema}.events (
     id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at      timestamptz NOT NULL DEFAULT clock_timestamp(),
     run_id  text NOT NULL,
-    event   text NOT NULL CHECK (event IN ('applied', 'failed', 'repaired', 'baselined', 'adopted', 'rolled_back')),
+    event   text NOT NULL,
     file    text,
     by_user text NOT NULL DEFAULT session_user,
     detail  jsonb NOT NULL DEFAULT '{{}}'
 );
+ALTER TABLE {schema}.events DROP CONSTRAINT IF EXISTS events_event_check;
+ALTER TABLE {schema}.events ADD CONSTRAINT events_event_check CHECK (event IN (
+    'applied', 'failed', 'repaired', 'baselined', 'adopted', 'rolled_back', 'blocker_ended'));
 COMMENT ON TABLE {schema}.events IS 'What happened, in order; never deleted from';
 """
 
-_INSERT = """
-INSERT INTO {schema}.migrations (file, version, name, checksum, checksum_algorithm, duration_ms, statements, attempts,
-    applied_by, applied_as, os_user, run_id, database_name, server_version, system_identifier, lsn_before, lsn_after)
-SELECT %s, %s, %s, %s, %s, %s, %s, %s, session_user, current_user, %s, %s, current_database(),
-    current_setting('server_version'), system_identifier::text, %s::pg_lsn, pg_current_wal_insert_lsn()
-FROM pg_catalog.pg_control_system()
+_RECORD = """
+INSERT INTO {schema}.migrations AS m (file, version, name, kind, state, checksum, checksum_algorithm, duration_ms,
+    statements, attempts, applied_by, applied_as, os_user, job_id, run_id, backend_pid, database_name, server_version,
+    system_identifier, lsn_before, lsn_after, restore_point)
+SELECT %(file)s, %(version)s, %(name)s, %(kind)s, %(state)s, %(checksum)s, %(algorithm)s, %(duration_ms)s,
+    %(statements)s, %(attempts)s, session_user, current_user, %(os_user)s, %(job_id)s, %(run_id)s, pg_backend_pid(),
+    current_database(), %(server_version)s, %(system_identifier)s, %(lsn_before)s::pg_lsn, pg_current_wal_insert_lsn(),
+    %(restore_point)s
+ON CONFLICT (file) DO UPDATE SET (state, checksum, checksum_algorithm, applied_at, duration_ms, statements, attempts,
+    applied_by, applied_as, os_user, job_id, run_id, backend_pid, database_name, server_version, system_identifier,
+    lsn_before, lsn_after, restore_point)
+  = (excluded.state, excluded.checksum, excluded.checksum_algorithm, clock_timestamp(), excluded.duration_ms,
+    excluded.statements, excluded.attempts, excluded.applied_by, excluded.applied_as, excluded.os_user,
+    excluded.job_id, excluded.run_id, excluded.backend_pid, excluded.database_name, excluded.server_version,
+    excluded.system_identifier, least(m.lsn_before, excluded.lsn_before), excluded.lsn_after, excluded.restore_point);
+"""
+_EVENT = (
+    "INSERT INTO {schema}.events (run_id, event, file, detail) VALUES (%(run_id)s, %(event)s, %(file)s, %(detail)s);"
+)
+
+#: What a run has locked for writing in its transaction and what is still there: the tables that it touched.
+_TOUCHED = """
+SELECT pg_current_xact_id()::text, (SELECT array_agg(DISTINCT relation::bigint) FROM pg_catalog.pg_locks
+    WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
+      AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
 """
 
 
@@ -70,16 +113,27 @@ class Ledger:
     def __init__(self, connection: psycopg.Connection[t.Any], schema: str) -> None:
         self.connection = connection
         self.schema = schema
+        #: Set once it was seen that nothing has to be made; the engine makes it with the first file otherwise.
+        self.is_known_current = False
+        self._server: dict[str, str] | None = None
 
     def _compose(self, query: str) -> sql.Composed:
         return sql.SQL(query).format(schema=sql.Identifier(self.schema))
 
     def exists(self) -> bool:
         """Tell whether the database has a ledger; works for a role that has no right on it."""
+        return self._has("migrations", "file")
+
+    def is_current(self) -> bool:
+        """Tell whether the ledger has all that this version writes; an older one is completed by M(create)."""
+        return self._has("journal", "file") and self._has("migrations", "backend_pid")
+
+    def _has(self, table: str, column: str) -> bool:
         row = self.connection.execute(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE n.nspname = %s AND c.relname = 'migrations')",
-            [self.schema],
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s)",
+            [self.schema, table, column],
         ).fetchone()
         return bool(row and row[0])
 
@@ -88,19 +142,21 @@ class Ledger:
         self.connection.execute(self._compose(_TABLES))
 
     def rows(self) -> list[LedgerRow]:
-        """Return the applied files; none where there is no ledger yet."""
+        """Return the files that the ledger knows; none where there is no ledger yet."""
         if not self.exists():
             return []
+        # through JSON, because a ledger that an older version made lacks columns
         found = self.connection.execute(
             self._compose(
-                "SELECT file, version, checksum, to_char(applied_at, 'YYYY-MM-DD HH24:MI:SSOF'), run_id "
-                "FROM {schema}.migrations"
+                "SELECT file, version, checksum, to_char(applied_at, 'YYYY-MM-DD HH24:MI:SSOF'), run_id, "
+                "coalesce(to_jsonb(m)->>'state', 'applied'), coalesce(to_jsonb(m)->>'kind', 'versioned') "
+                "FROM {schema}.migrations m"
             )
         )
         return [LedgerRow(*row) for row in found]
 
     def applied(self) -> list[dict[str, t.Any]]:
-        """Return the applied files with all that is known of them, oldest first."""
+        """Return the files with all that is known of them, oldest first."""
         if not self.exists():
             return []
         found = self.connection.execute(
@@ -117,41 +173,173 @@ class Ledger:
         )
         return [row[0] for row in found]
 
-    def record_applied(
+    def origin(self) -> tuple[str, str] | None:
+        """Return system identifier and database of the server that the newest row is of, if that is another one.
+
+        A ledger comes along in a copy, in a restore elsewhere, and through pg_upgrade. An C(adopted) event with the
+        present identity says that somebody knows.
+        """
+        if not self.exists():
+            return None
+        row = self.connection.execute(
+            self._compose(
+                """
+                WITH here AS (SELECT system_identifier::text AS id, current_database()::text AS db
+                              FROM pg_catalog.pg_control_system())
+                SELECT m.system_identifier, m.database_name FROM {schema}.migrations m, here
+                WHERE NOT EXISTS (SELECT FROM {schema}.migrations o
+                                  WHERE o.system_identifier = here.id AND o.database_name = here.db)
+                  AND NOT EXISTS (SELECT FROM {schema}.events e WHERE e.event = 'adopted'
+                                  AND e.detail->>'system_identifier' = here.id AND e.detail->>'database' = here.db)
+                ORDER BY m.applied_at DESC LIMIT 1
+                """
+            )
+        ).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def adopt_copy(self, origin: tuple[str, str], *, run_id: str) -> None:
+        """Note that this database is known to be a copy of another one."""
+        server = self._server_facts()
+        self.record_event(
+            "adopted",
+            run_id=run_id,
+            system_identifier=server["system_identifier"],
+            database=server["database"],
+            from_system_identifier=origin[0],
+            from_database=origin[1],
+        )
+
+    def record(
         self,
         file: MigrationFile,
+        event: str,
         *,
         run_id: str,
-        duration_ms: int,
-        statements: int,
-        attempts: int,
-        lsn_before: str,
-    ) -> None:
-        """Write the row and the event of an applied file, in the transaction that applied it."""
-        self.connection.execute(
-            self._compose(_INSERT),
-            [
-                file.file,
-                file.version,
-                file.name,
-                file.checksum,
-                CHECKSUM_ALGORITHM,
-                duration_ms,
-                statements,
-                attempts,
-                getpass.getuser(),
-                run_id,
-                lsn_before,
-            ],
-        )
-        self.record_event("applied", run_id=run_id, file=file.file, checksum=file.checksum)
+        job_id: str | None = None,
+        state: str = "applied",
+        duration_ms: int = 0,
+        statements: int = 0,
+        attempts: int = 0,
+        lsn_before: str | None = None,
+        restore_point: str | None = None,
+        detail: t.Mapping[str, t.Any] | None = None,
+    ) -> tuple[str, list[int]]:
+        """Write a file's row and its event in one round trip.
+
+        Returns the transaction's id and the OIDs of the relations that it has locked for writing.
+        """
+        server = self._server_facts()
+        values = {
+            "file": file.file,
+            "version": file.version,
+            "name": file.name,
+            "kind": file.kind,
+            "state": state,
+            "checksum": file.checksum,
+            "algorithm": CHECKSUM_ALGORITHM,
+            "duration_ms": duration_ms,
+            "statements": statements,
+            "attempts": attempts,
+            "os_user": _os_user(),
+            "job_id": job_id,
+            "run_id": run_id,
+            "server_version": server["server_version"],
+            "system_identifier": server["system_identifier"],
+            "lsn_before": lsn_before or server["lsn"],
+            "restore_point": restore_point,
+            "event": event,
+            "detail": json.dumps({"checksum": file.checksum, **(detail or {})}, ensure_ascii=False),
+        }
+        query = _RECORD + (_EVENT if event else "") + _TOUCHED
+        with psycopg.ClientCursor(self.connection) as cursor:  # binds here, so that several statements go as one
+            cursor.execute(self._compose(query), values)
+            while cursor.nextset():
+                pass
+            row = cursor.fetchone()
+        assert row is not None
+        return row[0], row[1] or []
+
+    def record_adopted(self, file: MigrationFile, *, run_id: str, source: str, detail: t.Mapping[str, t.Any]) -> None:
+        """Write the row and the event of a file that another tool has applied."""
+        self.record(file, "adopted", run_id=run_id, detail={"source": source, **detail})
 
     def record_event(self, event: str, *, run_id: str, file: str | None = None, **detail: t.Any) -> None:
         """Write an event; values of C(detail) must be JSON."""
         self.connection.execute(
-            self._compose("INSERT INTO {schema}.events (run_id, event, file, detail) VALUES (%s, %s, %s, %s)"),
-            [run_id, event, file, json.dumps(detail, ensure_ascii=False)],
+            self._compose(_EVENT),
+            {"run_id": run_id, "event": event, "file": file, "detail": json.dumps(detail, ensure_ascii=False)},
         )
+
+    def forget(self, file: str) -> None:
+        """Delete the row and the journal of a file; the caller writes the event that says why."""
+        self.connection.execute(self._compose("DELETE FROM {schema}.migrations WHERE file = %s"), [file])
+        self.connection.execute(self._compose("DELETE FROM {schema}.journal WHERE file = %s"), [file])
+
+    def set_checksum(self, file: MigrationFile) -> None:
+        """Accept a file as it is now."""
+        self.connection.execute(
+            self._compose("UPDATE {schema}.migrations SET checksum = %s, checksum_algorithm = %s WHERE file = %s"),
+            [file.checksum, CHECKSUM_ALGORITHM, file.file],
+        )
+
+    def journal(self, file: str) -> dict[int, dict[str, t.Any]]:
+        """Return the journal of a file by the number of the statement, from 1."""
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(self._compose("SELECT * FROM {schema}.journal WHERE file = %s ORDER BY statement"), [file])
+            return {row["statement"]: row for row in cursor}
+
+    def note(
+        self, file: str, statement: int, state: str, *, line: int, text: str, run_id: str, detail: t.Any = None
+    ) -> None:
+        """Write how a statement stands: C(running), C(done) or C(failed)."""
+        self.connection.execute(
+            self._compose(
+                """
+                INSERT INTO {schema}.journal AS j
+                    (file, statement, line, checksum, state, run_id, backend_pid, finished_at, detail)
+                VALUES (%(file)s, %(statement)s, %(line)s, %(checksum)s, %(state)s, %(run_id)s, pg_backend_pid(),
+                    CASE WHEN %(state)s = 'running' THEN NULL ELSE clock_timestamp() END,
+                    coalesce(%(detail)s::jsonb, '{{}}'))
+                ON CONFLICT (file, statement) DO UPDATE SET
+                    (line, checksum, state, run_id, backend_pid, finished_at, detail)
+                  = (excluded.line, excluded.checksum, excluded.state, excluded.run_id, excluded.backend_pid,
+                     excluded.finished_at, coalesce(%(detail)s::jsonb, j.detail))
+                """
+            ),
+            {
+                "file": file,
+                "statement": statement,
+                "line": line,
+                "checksum": text_checksum(text),
+                "state": state,
+                "run_id": run_id,
+                "detail": None if detail is None else json.dumps(detail, ensure_ascii=False),
+            },
+        )
+
+    def _server_facts(self) -> dict[str, str]:
+        """Return what each row says of the server; read once."""
+        if self._server is None:
+            row = self.connection.execute(
+                "SELECT system_identifier::text, current_setting('server_version'), current_database(), "
+                "pg_current_wal_insert_lsn()::text FROM pg_catalog.pg_control_system()"
+            ).fetchone()
+            assert row is not None
+            self._server = dict(zip(("system_identifier", "server_version", "database", "lsn"), row, strict=True))
+        return self._server
+
+
+def text_checksum(text: str) -> str:
+    """Return what the journal knows a statement by."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _os_user() -> str:
+    """Return who runs this; a container may know no name for its user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 def lock_key(database_oid: int, project: str) -> int:

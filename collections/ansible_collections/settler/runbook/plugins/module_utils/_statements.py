@@ -7,32 +7,50 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import traceback
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.settler.runbook.plugins.module_utils._effects import Effect, effects, lock_class
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile, line_at
+from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH, REPEATABLE, MigrationFile, line_at
+from ansible_collections.settler.runbook.plugins.module_utils._probes import Probe, probe_of
 
 PGLAST_IMPORT_ERROR: str | None = None
 try:
     import pglast
     from pglast import ast, enums
     from pglast.parser import ParseError
+
+    _NEVER: tuple[type, ...] = (ast.CreatedbStmt, ast.DropdbStmt)
 except ImportError:
     PGLAST_IMPORT_ERROR = traceback.format_exc()
 
 #: A psql command at the start of a line, where no SQL statement can begin.
 _META_COMMAND = re.compile(r"^\s*(\\[a-z!?]+)", re.IGNORECASE | re.MULTILINE)
+#: What other tools' files mark their way back with; the engine would run it right after the way forward.
+_DOWN_SECTION = re.compile(r"^--\s*(migrate:down|\+goose Down|//@UNDO)", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement: its text without comments around it, and the line (from 1) where it begins."""
+    """One statement: its text without comments around it, and the line (from 1) where it begins.
+
+    C(refuses) names the command if PostgreSQL refuses it in a transaction block, C(commits) is set where it may end
+    transactions itself, C(session) where it only sets something for the statements after it. C(probe) says how to
+    find out in the catalogue whether it was done. C(effects) are its locks, objects and candidate hazards.
+    """
 
     text: str
     line: int
+    refuses: str = ""
+    commits: bool = False
+    session: bool = False
+    waits: str = "A"
+    probe: Probe | None = None
+    effects: tuple[Effect, ...] = ()
 
     @property
     def first_line(self) -> str:
@@ -42,11 +60,25 @@ class Statement:
 
 @dataclass(frozen=True)
 class Script:
-    """A parsed file. C(warning) is set where the grammar knew a statement not, and the file goes as one."""
+    """A parsed file: its statements, those of its C(.verify.sql), and what an operator should know of it.
+
+    Of a batch file the one statement has $1 and $2 for the ends of the key range.
+    """
 
     file: MigrationFile
     statements: tuple[Statement, ...]
-    warning: str = ""
+    verify: tuple[Statement, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def allows(self) -> tuple[tuple[str, str], ...]:
+        """Hazards that the file allows, with the reasons."""
+        return self.file.directives.allows
+
+    @property
+    def transactional(self) -> bool:
+        """Whether the file is one transaction."""
+        return self.file.kind != BATCH and self.file.directives.transaction
 
 
 def parse(file: MigrationFile) -> Script:
@@ -54,61 +86,222 @@ def parse(file: MigrationFile) -> Script:
 
     Raises:
         RunbookError: a psql command, transaction control, COPY from standard input, a statement that cannot run
-            in a transaction; with file and line.
+            in a transaction in a file that is one, an unknown directive; with file and line.
     """
-    try:
-        tree = pglast.parse_sql(file.text)
-    except ParseError as error:
-        return _unknown_grammar(file, error)
-    statements = []
+    _check_directives(file)
+    down = _DOWN_SECTION.search(file.text)
+    if down:
+        raise RunbookError(
+            f"{file.path}:{line_at(file.text, down.start())}: {down[0].strip()}: a way back beside the way forward",
+            hint="Another tool's marker: this engine would run both. Remove it and what follows; the way back is "
+            "playbooks/rollback.yml or a new migration.",
+        )
+    text = _with_parameters(file) if file.kind == BATCH else file.text
+    warnings: list[str] = []
+    statements = tuple(_statements(file, text, warnings))
+    if file.kind == BATCH:
+        _refuse_batch(file, statements)
+    checks = tuple(_statements(file.verify, file.verify.text, warnings)) if file.verify else ()
+    for check in checks:
+        if check.refuses or check.session:
+            raise RunbookError(
+                f"{file.verify.path if file.verify else ''}:{check.line}: no question: {check.first_line}",
+                hint="A .verify.sql has queries that return no row when all is well.",
+            )
+    return Script(file, statements, checks, tuple(warnings))
+
+
+def _check_directives(file: MigrationFile) -> None:
+    """Refuse directives that do not belong to this kind of file, and a batch file that lacks its own."""
+    wanted = file.directives
+    if file.kind == BATCH and not (wanted.batch_table and wanted.batch_key):
+        raise RunbookError(
+            f"{file.path}:1: a batch file must name its table and key",
+            hint="Write: -- runbook: batch-table=public.jobs batch-key=id",
+        )
+    if file.kind != BATCH and (wanted.batch_table or wanted.batch_key):
+        raise RunbookError(
+            f"{file.path}:1: batch-table and batch-key belong to a file NNN_name.batch.sql", hint="Rename it."
+        )
+    if file.kind == REPEATABLE and wanted.phase:
+        raise RunbookError(f"{file.path}:1: a repeatable file belongs to no phase", hint="Remove phase=….")
+
+
+def _statements(file: MigrationFile, text: str, warnings: list[str]) -> t.Iterator[Statement]:
+    """Yield the statements of a text, each judged."""
     line, counted = 1, 0
+    for start, end, node, unknown in _split(file, text):
+        line, counted = line + text.count("\n", counted, start), start
+        body = text[start:end].rstrip()
+        if node is None:
+            warnings.append(
+                f"{file.file}:{line}: {unknown}: unknown to the parser's grammar "
+                f"(PostgreSQL {pglast.parser.get_postgresql_version()[0]}); the statement is sent unchecked"
+            )
+            yield Statement(body, line)
+            continue
+        statement = Statement(
+            body,
+            line,
+            refuses=refuses_transaction(node),
+            commits=isinstance(node, ast.CallStmt | ast.DoStmt),
+            session=isinstance(node, ast.VariableSetStmt),
+            waits=lock_class(node),
+            probe=probe_of(node),
+            effects=effects(node),
+        )
+        _refuse(file, statement, node)
+        yield statement
+
+
+def _split(file: MigrationFile, text: str) -> t.Iterator[tuple[int, int, t.Any, str]]:
+    """Yield start, end, parse tree and, where there is none, the parser's complaint, for each statement."""
+    try:
+        tree = pglast.parse_sql(text)
+    except ParseError as error:
+        _refuse_meta_command(file, text, _offset(error), error)
+        yield from _split_unknown(file, text, error)
+        return
     for raw in tree:
         start = raw.stmt_location or 0
-        line, counted = line + file.text.count("\n", counted, start), start
-        text = file.text[start : start + raw.stmt_len if raw.stmt_len else None].rstrip()
-        statement = Statement(text, line)
-        _refuse(file, statement, raw.stmt)
-        statements.append(statement)
-    return Script(file, tuple(statements))
+        yield start, start + raw.stmt_len if raw.stmt_len else len(text), raw.stmt, ""
 
 
-def _unknown_grammar(file: MigrationFile, error: ParseError) -> Script:
-    """Judge a file that pglast cannot parse: a psql command is refused, anything else is the server's to judge."""
-    location = error.args[1] if len(error.args) > 1 else 0
-    line = line_at(file.text, location)
-    for match in _META_COMMAND.finditer(file.text):
-        if line_at(file.text, match.start(1)) == line:
+def _split_unknown(file: MigrationFile, text: str, error: ParseError) -> t.Iterator[tuple[int, int, t.Any, str]]:
+    """Isolate the statements that the grammar knows not: cut at semicolons, join again what only parses as one.
+
+    The scanner knows strings, comments and quotes of any version; a body in BEGIN ATOMIC … END has semicolons too.
+    """
+    try:
+        pieces = _pieces(text)
+    except ParseError:  # not even the scanner can read it: the server has to judge the whole
+        yield len(text) - len(text.lstrip()), len(text), None, error.args[0]
+        return
+    while pieces:
+        start = pieces[0][0]
+        parsed = ((end, _one_statement(text[start:end])) for _start, end in pieces)
+        taken, (end, node) = next(
+            ((number, found) for number, found in enumerate(parsed, 1) if found[1]), (1, (pieces[0][1], None))
+        )
+        if node is None:
+            failure = _complaint(text[start:end])
+            _refuse_meta_command(file, text, start + _offset(failure), failure)
+            yield start, end, None, failure.args[0]
+        else:
+            yield start, end, node, ""
+        del pieces[:taken]
+
+
+def _pieces(text: str) -> list[tuple[int, int]]:
+    """Return start and end of what stands between semicolons that are in no string, comment or parenthesis."""
+    pieces: list[tuple[int, int]] = []
+    begin, depth = -1, 0
+    for token in pglast.parser.scan(text):
+        depth += {"ASCII_40": 1, "ASCII_41": -1}.get(token.name, 0)
+        if token.name == "ASCII_59" and depth <= 0:
+            pieces += [(begin, token.start)] * (begin >= 0)
+            begin, depth = -1, 0
+        elif begin < 0 and not token.name.endswith("COMMENT"):
+            begin = token.start
+    return pieces + [(begin, len(text))] * (begin >= 0)
+
+
+def _one_statement(text: str) -> t.Any:
+    """Return the parse tree of a text that is one statement, or None."""
+    try:
+        tree = pglast.parse_sql(text)
+    except ParseError:
+        return None
+    return tree[0].stmt if len(tree) == 1 else None
+
+
+def _complaint(text: str) -> ParseError:
+    """Return what the parser says of a text that it cannot parse."""
+    try:
+        pglast.parse_sql(text)
+    except ParseError as error:
+        return error
+    return ParseError("several statements where one should be")
+
+
+def _offset(error: ParseError) -> int:
+    """Return where an error is; at the end of the input the parser gives no place."""
+    return (error.args[1] or 0) if len(error.args) > 1 else 0
+
+
+def _refuse_meta_command(file: MigrationFile, text: str, offset: int, error: ParseError) -> None:
+    """Refuse a psql command on the line that the parser complains about; anything else is the server's to judge."""
+    line = line_at(text, offset)
+    for match in _META_COMMAND.finditer(text):
+        if line_at(text, match.start(1)) == line:
             raise RunbookError(
                 f"{file.path}:{line}: psql command {match[1]}",
                 hint="A migration is SQL for the server; commands of psql run in a shell of whoever runs it.",
             ) from error
-    warning = (
-        f"{file.file}:{line}: {error.args[0]}: unknown to the parser's grammar "
-        f"(PostgreSQL {pglast.parser.get_postgresql_version()[0]}); the file is sent whole, unchecked"
-    )
-    whole = Statement(file.text.strip(), line_at(file.text, len(file.text) - len(file.text.lstrip())))
-    return Script(file, (whole,), warning)
+
+
+def _with_parameters(file: MigrationFile) -> str:
+    """Return a batch file's text with $1 for :from and $2 for :to."""
+    text = file.text
+    try:
+        tokens = pglast.parser.scan(text)
+    except ParseError as error:
+        raise RunbookError(f"{file.path}:{line_at(text, _offset(error))}: {error.args[0]}") from error
+    for colon, word in reversed(list(itertools.pairwise(tokens))):
+        if colon.name == "ASCII_58" and word.name in _PARAMETERS and word.start == colon.end + 1:
+            text = text[: colon.start] + _PARAMETERS[word.name] + text[word.end + 1 :]
+    return text
+
+
+_PARAMETERS = {"FROM": "$1", "TO": "$2"}
+
+
+def _refuse_batch(file: MigrationFile, statements: t.Sequence[Statement]) -> None:
+    """Refuse a batch file that is not one changing statement over a key range."""
+    if len(statements) != 1 or not all(f"${number}" in statements[0].text for number in (1, 2)):
+        raise RunbookError(
+            f"{file.path}: a batch file is one statement that takes the key range :from to :to",
+            hint="For instance: UPDATE jobs SET state = 'new' WHERE id BETWEEN :from AND :to AND state IS NULL;",
+        )
+    if re.match(r"(insert|update|delete|merge|with)\b", statements[0].text, re.IGNORECASE) is None:
+        raise RunbookError(
+            f"{file.path}:{statements[0].line}: neither INSERT, UPDATE, DELETE nor MERGE: {statements[0].first_line}"
+        )
 
 
 def _refuse(file: MigrationFile, statement: Statement, node: t.Any) -> None:
-    """Raise if a statement cannot be part of a transaction that the engine owns."""
+    """Raise if a statement cannot be part of what the engine owns: its transactions, its session, its connection."""
     where = f"{file.path}:{statement.line}"
     if isinstance(node, ast.TransactionStmt):
         raise RunbookError(
             f"{where}: transaction control: {statement.first_line}",
-            hint="The engine runs each file in one transaction of its own: remove the statement.",
+            hint="The engine runs each file in one transaction of its own: remove the statement. What cannot run in "
+            "one goes into a file that begins with -- runbook: no-transaction.",
         )
     if isinstance(node, ast.CopyStmt) and node.filename is None:
         raise RunbookError(
             f"{where}: COPY {'FROM STDIN' if node.is_from else 'TO STDOUT'}: {statement.first_line}",
             hint="A migration has no client to copy from or to: write INSERT … VALUES.",
         )
-    reason = refuses_transaction(node)
-    if reason:
+    if isinstance(node, _NEVER):
         raise RunbookError(
-            f"{where}: {reason} cannot run inside a transaction block: {statement.first_line}",
-            hint="Each file is one transaction, so that a failure leaves nothing behind. "
-            "Write the form that can run in one, for instance CREATE INDEX without CONCURRENTLY.",
+            f"{where}: {statement.refuses}: {statement.first_line}",
+            hint="A migration changes the database that it runs in: databases are made by playbooks/setup.yml.",
+        )
+    if isinstance(node, ast.DiscardStmt) and statement.refuses:
+        raise RunbookError(
+            f"{where}: DISCARD ALL: {statement.first_line}",
+            hint="It would give the run's lock away. The engine resets the session after each file.",
+        )
+    if file.directives.transaction and file.kind != BATCH and statement.refuses:
+        raise RunbookError(
+            f"{where}: {statement.refuses} cannot run inside a transaction block: {statement.first_line}",
+            hint="Put it into a file of its own that begins with the line: -- runbook: no-transaction",
+        )
+    if not file.directives.transaction and isinstance(node, ast.VariableSetStmt) and node.is_local:
+        raise RunbookError(
+            f"{where}: SET LOCAL outside a transaction does nothing: {statement.first_line}",
+            hint="Write SET: the engine resets the session after the file.",
         )
 
 

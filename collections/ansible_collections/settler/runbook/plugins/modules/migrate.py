@@ -12,12 +12,17 @@ module: migrate
 short_description: Apply pending SQL migrations to a PostgreSQL database
 version_added: 0.1.0
 description:
-  - Applies the files C(NNN_name.sql) of a folder that the database's ledger does not have yet, in the order of their
-    numbers.
+  - Applies the files of a folder that the database's ledger does not have yet, C(NNN_name.sql) in the order of their
+    numbers, then those of O(optional) folders, then each C(R__name.sql) that is new or was changed.
   - Each file is one transaction together with its row in the ledger. A file that fails leaves nothing behind.
+  - A file that begins with the comment C(-- runbook:) C(no-transaction) runs statement by statement, with a journal
+    and with probes of the catalogue around each statement; a run that was stopped goes on where it stopped.
+  - C(NNN_name.batch.sql) is one statement over a range of keys, run in short transactions.
+  - C(NNN_name.verify.sql) has queries that must return no row after its file.
   - A run holds an advisory lock of the database; a second one waits for O(lock_wait) seconds and then fails.
   - A file that was applied must stay as it is; a changed or missing one, and one that is older than what the database
     has, stops the run before anything is applied.
+  - Afterwards the tables that were touched are analysed, and materialized views that depend on them are refreshed.
   - In check mode, and with C(--diff), shows what would be applied; this needs no right to write, and not even the
     database.
 options:
@@ -25,10 +30,18 @@ options:
     description: Folder of the migrations, on the host where the module runs.
     type: path
     required: true
+  optional:
+    description: Folders beside O(directory), below C(optional), whose files are applied too, in this order.
+    type: list
+    elements: str
+    default: []
   run_id:
     description: Name of this run; everything that the run leaves carries it.
     type: str
     required: true
+  job_id:
+    description: Number of the scheduler's job, for the ledger.
+    type: str
   set_role:
     description: Role to become before each file, so that it owns what the file makes.
     type: str
@@ -40,8 +53,21 @@ options:
     description: Schema of the ledger. It is made in the transaction of the first file.
     type: str
     default: runbook
+  phase:
+    description: V(expand) stops before the first file with the directive C(phase=contract).
+    type: str
+    choices: [all, expand]
+    default: all
+  expected_plan:
+    description: Digest of the plan that was approved; any other is refused. A plan's digest is RV(digest).
+    type: str
+    default: ''
+  accept_copy:
+    description: Go on in a database whose ledger was written on another server or under another name, and note it.
+    type: bool
+    default: false
   lock_wait:
-    description: Seconds to wait for another run of the same database.
+    description: Seconds to wait for another run of the same database, and for backends that one has left.
     type: float
     default: 60.0
   lock_timeout:
@@ -50,14 +76,64 @@ options:
       - When it is reached the whole file is rolled back and tried again.
     type: float
     default: 2.0
+  long_lock_timeout:
+    description: Seconds that a command such as C(CREATE INDEX CONCURRENTLY), behind which nobody queues, may wait.
+    type: float
+    default: 3600.0
+  statement_timeout:
+    description: Seconds that a statement may take; 0 is for ever, whatever the role or the database have set.
+    type: float
+    default: 0.0
   lock_attempts:
     description: How often a file is tried, with growing pauses, when other sessions hold its locks.
     type: int
     default: 10
-  out_of_order:
-    description: Apply files that are older than the newest applied one.
+  blocker_action:
+    description: What to do with a session that a file waits for, after O(blocker_after) seconds.
+    type: str
+    choices: [wait, cancel, terminate]
+    default: wait
+  blocker_after:
+    description: Seconds that a file waits before O(blocker_action).
+    type: float
+    default: 30.0
+  blocker_match:
+    description: Patterns of application names and roles that may be cancelled or terminated; nothing else ever is.
+    type: list
+    elements: str
+    default: []
+  blocker_never:
+    description: Patterns of application names and roles that are left alone even so.
+    type: list
+    elements: str
+    default: []
+  repair_invalid:
+    description: Drop an invalid index that stands where a file makes one. Otherwise fail.
     type: bool
-    default: false
+    default: true
+  analyze:
+    description: Analyse the tables that were touched.
+    type: bool
+    default: true
+  refresh:
+    description: Refresh the materialized views that depend on tables that were touched.
+    type: bool
+    default: true
+  batch_max_lag:
+    description: Seconds that a standby may lag before batches wait for it.
+    type: float
+    default: 10.0
+  batch_max_transaction:
+    description: Age in seconds of another session's transaction from which on batches wait for its end.
+    type: float
+    default: 300.0
+  out_of_order:
+    description:
+      - Names of files to apply although they are older than the newest applied one.
+      - V(true) allows all of them.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -115,10 +191,22 @@ applied:
       description: SHA-256 of its text with LF line ends.
       type: str
       returned: always
+    kind:
+      description: V(versioned), V(repeatable) or V(batch).
+      type: str
+      returned: always
+    transactional:
+      description: Whether it is one transaction.
+      type: bool
+      returned: in check mode
     statements:
       description: How many statements it has.
       type: int
       returned: always
+    rows:
+      description: Rows that a batch file has changed; null of other files.
+      type: int
+      returned: when applied
     duration_ms:
       description: How long it took, in milliseconds.
       type: int
@@ -127,6 +215,15 @@ applied:
       description: How often it was tried because of locks.
       type: int
       returned: when applied
+digest:
+  description: SHA-256 of the plan, of names and checksums of the pending files in order.
+  returned: success
+  type: str
+later:
+  description: Files that O(phase) leaves for a later run.
+  returned: success
+  type: list
+  elements: str
 head:
   description: Version of the database after the run (in check mode as it would be); null when nothing is applied.
   returned: success
@@ -137,6 +234,26 @@ blockers:
   returned: always
   type: list
   elements: dict
+ended:
+  description: Sessions that were cancelled or terminated.
+  returned: when files were tried
+  type: list
+  elements: dict
+repaired:
+  description: Invalid indexes that were dropped.
+  returned: when files were tried
+  type: list
+  elements: str
+analyzed:
+  description: Tables that were analysed.
+  returned: when files were tried
+  type: list
+  elements: str
+refreshed:
+  description: Materialized views that were refreshed.
+  returned: when files were tried
+  type: list
+  elements: str
 file:
   description: Path of the file that failed.
   returned: when a statement failed
@@ -167,14 +284,79 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
-    Options,
-    Outcome,
-    migrate,
-    pending_plan,
-)
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate, pending_plan
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
 from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
+
+ARGUMENTS: dict[str, t.Any] = {
+    "directory": {"type": "path", "required": True},
+    "optional": {"type": "list", "elements": "str", "default": []},
+    "run_id": {"type": "str", "required": True},
+    "job_id": {"type": "str"},
+    "set_role": {"type": "str"},
+    "project": {"type": "str", "default": "settler"},
+    "ledger_schema": {"type": "str", "default": "runbook"},
+    "phase": {"type": "str", "choices": ["all", "expand"], "default": "all"},
+    "expected_plan": {"type": "str", "default": ""},
+    "accept_copy": {"type": "bool", "default": False},
+    "lock_wait": {"type": "float", "default": 60.0},
+    "lock_timeout": {"type": "float", "default": 2.0},
+    "long_lock_timeout": {"type": "float", "default": 3600.0},
+    "statement_timeout": {"type": "float", "default": 0.0},
+    "lock_attempts": {"type": "int", "default": 10},
+    "blocker_action": {"type": "str", "choices": ["wait", "cancel", "terminate"], "default": "wait"},
+    "blocker_after": {"type": "float", "default": 30.0},
+    "blocker_match": {"type": "list", "elements": "str", "default": []},
+    "blocker_never": {"type": "list", "elements": "str", "default": []},
+    "repair_invalid": {"type": "bool", "default": True},
+    "analyze": {"type": "bool", "default": True},
+    "refresh": {"type": "bool", "default": True},
+    "batch_max_lag": {"type": "float", "default": 10.0},
+    "batch_max_transaction": {"type": "float", "default": 300.0},
+    "out_of_order": {"type": "list", "elements": "str", "default": []},
+}
+
+
+def options_of(params: t.Mapping[str, t.Any]) -> Options:
+    """Return the engine's options.
+
+    Raises:
+        RunbookError: sessions are to be ended, but none is named.
+    """
+    if params["blocker_action"] != "wait" and not params["blocker_match"]:
+        raise RunbookError(
+            f"blocker_action is {params['blocker_action']}, but blocker_match names no application or role",
+            hint="Name those that may be ended, for instance migrate_blocker_match: [reporting, 'batch-*'].",
+        )
+    named = [name for name in params["out_of_order"] if name.lower() != "false"]
+    return Options(
+        run_id=params["run_id"],
+        job_id=params["job_id"],
+        project=params["project"],
+        schema=params["ledger_schema"],
+        role=params["set_role"],
+        phase=params["phase"],
+        expected_plan=params["expected_plan"],
+        accept_copy=params["accept_copy"],
+        lock_wait=params["lock_wait"],
+        lock_timeout=params["lock_timeout"],
+        long_lock_timeout=params["long_lock_timeout"],
+        statement_timeout=params["statement_timeout"],
+        lock_attempts=max(1, params["lock_attempts"]),
+        blockers=BlockerPolicy(
+            params["blocker_action"],
+            params["blocker_after"],
+            tuple(params["blocker_match"]),
+            tuple(params["blocker_never"]),
+        ),
+        repair_invalid=params["repair_invalid"],
+        analyze=params["analyze"],
+        refresh=params["refresh"],
+        batch_max_lag=params["batch_max_lag"],
+        batch_max_transaction=params["batch_max_transaction"],
+        out_of_order=any(name.lower() == "true" for name in named) or tuple(named),
+    )
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -182,17 +364,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     if PGLAST_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("pglast"), exception=PGLAST_IMPORT_ERROR)
-    options = Options(
-        run_id=params["run_id"],
-        project=params["project"],
-        schema=params["ledger_schema"],
-        role=params["set_role"],
-        lock_wait=params["lock_wait"],
-        lock_timeout=params["lock_timeout"],
-        lock_attempts=max(1, params["lock_attempts"]),
-        out_of_order=params["out_of_order"],
-    )
-    files = read_migrations(params["directory"])
+    options = options_of(params)
+    files = read_migrations(params["directory"], params["optional"])
     application = f"runbook:{params['run_id']}:migrate"
     open_connection = connect_if_exists if module.check_mode else connect
     outcome = Outcome()
@@ -201,13 +374,22 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         if connection is not None:
             stack.enter_context(connection)
         todo = pending_plan(connection, files, options)
-        result = {"changed": bool(todo.pending), "diff": todo.as_diff(), "head": todo.target, "blockers": []}
+        result: dict[str, t.Any] = {
+            "changed": bool(todo.pending),
+            "diff": todo.as_diff(),
+            "head": todo.target,
+            "digest": todo.digest,
+            "later": [file.file for file in todo.later],
+            "blockers": [],
+        }
         if module.check_mode or not todo.pending or connection is None:
             planned = [
                 {
                     "file": script.file.file,
                     "version": script.file.version,
                     "checksum": script.file.checksum,
+                    "kind": script.file.kind,
+                    "transactional": script.transactional,
                     "statements": len(script.statements),
                 }
                 for script in map(parse, todo.pending)
@@ -216,39 +398,24 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         try:
             migrate(connection, files, options, outcome)
         except RunbookError as error:
-            error.facts.update(applied=_applied(outcome), blockers=outcome.blockers)
+            error.facts.update(_told(outcome))
             raise
         finally:
             for warning in outcome.warnings:
                 module.warn(warning)
-    return {
-        **result,
-        "changed": bool(outcome.applied),
-        "applied": _applied(outcome),
-        "blockers": outcome.blockers,
-    }
+    return {**result, "changed": bool(outcome.applied), **_told(outcome)}
 
 
-def _applied(outcome: Outcome) -> list[dict[str, t.Any]]:
-    return [dataclasses.asdict(applied) for applied in outcome.applied]
+def _told(outcome: Outcome) -> dict[str, t.Any]:
+    """Return what the run did; warnings are Ansible's own."""
+    told = dataclasses.asdict(outcome)
+    del told["warnings"]
+    return told
 
 
 def main() -> None:
     """Run the module."""
-    run_postgres_module(
-        work,
-        {
-            "directory": {"type": "path", "required": True},
-            "run_id": {"type": "str", "required": True},
-            "set_role": {"type": "str"},
-            "project": {"type": "str", "default": "settler"},
-            "ledger_schema": {"type": "str", "default": "runbook"},
-            "lock_wait": {"type": "float", "default": 60.0},
-            "lock_timeout": {"type": "float", "default": 2.0},
-            "lock_attempts": {"type": "int", "default": 10},
-            "out_of_order": {"type": "bool", "default": False},
-        },
-    )
+    run_postgres_module(work, ARGUMENTS)
 
 
 if __name__ == "__main__":

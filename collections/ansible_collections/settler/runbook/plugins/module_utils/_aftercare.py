@@ -1,0 +1,84 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""After the files: fresh statistics for the tables that they touched, fresh rows for the views that are stored."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, rows_of
+
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
+
+_TABLES = """
+SELECT n.nspname AS schema, c.relname AS name FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = ANY (%(touched)s::oid[]) AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> %(ledger)s
+ORDER BY 1, 2
+"""
+
+#: Materialized views that read a touched relation, directly or through views; what others read comes first.
+_VIEWS = """
+WITH RECURSIVE reads AS (
+    SELECT DISTINCT r.ev_class AS reader, d.refobjid AS source
+    FROM pg_catalog.pg_rewrite r
+    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+        AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> r.ev_class
+    JOIN pg_catalog.pg_class c ON c.oid = r.ev_class AND c.relkind IN ('v', 'm')
+), stale (oid, depth) AS (
+    SELECT reader, 1 FROM reads WHERE source = ANY (%(touched)s::oid[])
+    UNION
+    SELECT reader, depth + 1 FROM reads JOIN stale ON stale.oid = reads.source WHERE depth < 50
+)
+SELECT n.nspname AS schema, c.relname AS name, c.relispopulated AS populated,
+    EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
+            AND i.indpred IS NULL AND i.indexprs IS NULL) AS unique
+FROM stale JOIN pg_catalog.pg_class c ON c.oid = stale.oid AND c.relkind = 'm'
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+GROUP BY 1, 2, 3, 4, c.oid ORDER BY max(depth), 1, 2
+"""
+
+
+def maintain(
+    connection: psycopg.Connection[t.Any], touched: t.Collection[int], options: Options, outcome: Outcome, watch: Watch
+) -> None:
+    """Analyse the touched tables and refresh the materialized views that depend on them.
+
+    The files are applied and stay so: what fails here is a warning.
+    """
+    parameters = {"touched": list(touched), "ledger": options.schema}
+    reset(connection)
+    set_role(connection, options.role)
+    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
+    if options.refresh:
+        for row in rows_of(connection, _VIEWS, parameters):
+            concurrently = sql.SQL("CONCURRENTLY " if row["populated"] and row["unique"] else "")
+            name = sql.Identifier(row["schema"], row["name"])
+            query = sql.SQL("REFRESH MATERIALIZED VIEW {}{}").format(concurrently, name)
+            if _run(connection, query, f"refreshing {row['schema']}.{row['name']}", outcome, watch):
+                outcome.refreshed.append(f"{row['schema']}.{row['name']}")
+    if options.analyze:
+        for row in rows_of(connection, _TABLES, parameters):
+            query = sql.SQL("ANALYZE {}").format(sql.Identifier(row["schema"], row["name"]))
+            if _run(connection, query, f"analysing {row['schema']}.{row['name']}", outcome, watch):
+                outcome.analyzed.append(f"{row['schema']}.{row['name']}")
+
+
+def _run(
+    connection: psycopg.Connection[t.Any], query: sql.Composed, title: str, outcome: Outcome, watch: Watch
+) -> bool:
+    """Run one command; say whether it succeeded."""
+    try:
+        with watch.statement(None, 0, 0, title):
+            connection.execute(query)
+    except psycopg.Error as error:
+        if connection.closed:
+            raise
+        outcome.warnings.append(f"{title} failed: {error.diag.message_primary}")
+        return False
+    return True

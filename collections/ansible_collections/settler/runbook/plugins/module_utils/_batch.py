@@ -1,0 +1,274 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Batched backfill: one statement over key ranges, each in a short transaction together with how far it came.
+
+The keys that exist at the start bound the work. A batch aims at a time; the next one is made larger or smaller. Between
+batches the run makes room for standbys that lag and for transactions that hold the horizon back.
+"""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._ledger import text_checksum
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._run import RETRYABLE, Applied, one_of
+from ansible_collections.settler.runbook.plugins.module_utils._steps import DONE, FAILED, RUNNING, begin, finish
+from ansible_collections.settler.runbook.plugins.module_utils._work import (
+    StatementError,
+    Work,
+    give_up_transaction,
+    record_failure,
+)
+
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import Script
+
+_SMALLEST, _LARGEST = 1, 1_000_000
+_THROTTLE_SECONDS = 1.0
+
+_KEY = """
+SELECT c.oid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull, greatest(c.reltuples, 0)::bigint,
+    c.relforcerowsecurity OR (c.relrowsecurity AND NOT pg_has_role(current_user, c.relowner, 'MEMBER')),
+    (SELECT rolsuper OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user),
+    EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid)
+FROM pg_catalog.pg_class c
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = %s AND NOT a.attisdropped
+WHERE c.oid = to_regclass(%s)::oid
+"""
+
+#: Seconds that the slowest standby lags behind, and the age of the oldest transaction of another session.
+_PRESSURE = """
+SELECT coalesce((SELECT max(extract(epoch FROM replay_lag)) FROM pg_catalog.pg_stat_replication), 0)::float,
+    coalesce((SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_catalog.pg_stat_activity
+              WHERE datname = current_database() AND backend_type = 'client backend'
+                AND pid <> pg_backend_pid() AND application_name !~ '^runbook:'), 0)::float
+"""
+
+
+def apply(work: Work, script: Script) -> Applied:
+    """Apply a batch file from the first key that no run has done.
+
+    Raises:
+        RunbookError: the table or key cannot be used, the statement was changed half way, or it failed.
+    """
+    started = time.monotonic()
+    work.outcome.blockers = []
+    work.settle(script)
+    oid, total = _check(work, script)
+    lsn = begin(work, script)
+    progress = _resume(work, script)
+    size = int(progress.get("size", script.file.directives.batch_size))
+    began, rows_before = time.monotonic(), progress["rows"]
+
+    def told() -> str:
+        seconds = max(time.monotonic() - began, 0.001)
+        rate = (progress["rows"] - rows_before) / seconds
+        left = max(total - progress["keys"], 0)
+        keys_a_second = max(progress["keys"] / seconds, 0.001)
+        return f"{progress['rows']:,} rows changed, {rate:,.0f} a second, about {left / keys_a_second:,.0f} s left"
+
+    attempts = 1
+    while progress["end"] is not None:
+        work.watch.counting(told)
+        seconds, tries = _batch(work, script, progress, size)
+        attempts = max(attempts, tries)
+        if progress["finished"]:
+            break
+        size = resize(size, seconds, script.file.directives.batch_target)
+        progress["size"] = size
+        _make_room(work)
+    _note(work, script, DONE, progress)
+    applied = finish(work, script, lsn, started, attempts, rows=progress["rows"])
+    work.touched.add(oid)
+    return applied
+
+
+def resize(size: int, seconds: float, target: float) -> int:
+    """Return the size of the next batch: what would have met the target, at most twice, at least half as many."""
+    wanted = size * target / max(seconds, 0.001)
+    return int(min(max(wanted, size / 2, _SMALLEST), size * 2, _LARGEST))
+
+
+def _check(work: Work, script: Script) -> tuple[int, int]:
+    """Return the table's OID and estimated rows.
+
+    Raises:
+        RunbookError: no such table or key, a key that may be null or has no index, rows that the role cannot see.
+    """
+    wanted = script.file.directives
+    row = work.connection.execute(_KEY, [wanted.batch_key, wanted.batch_table]).fetchone()
+    where = f"{script.file.path}:1"
+    if row is None:
+        raise RunbookError(f"{where}: there is no table {wanted.batch_table}", hint="Name it with its schema.")
+    oid, kind, not_null, estimate, hidden, bypasses, indexed = row
+    if kind is None:
+        raise RunbookError(f"{where}: {wanted.batch_table} has no column {wanted.batch_key}")
+    if not not_null or not indexed:
+        raise RunbookError(
+            f"{where}: {wanted.batch_table}.{wanted.batch_key} {'has no index' if not_null else 'may be null'}",
+            hint="Batches walk along an index over a column that is NOT NULL, for instance the primary key.",
+        )
+    if hidden and not bypasses:
+        raise RunbookError(
+            f"{where}: row level security hides rows of {wanted.batch_table} from this role: "
+            "the batches would change nothing and say nothing",
+            hint="Work as a role with BYPASSRLS (-- runbook: role=…), or take FORCE off in a file before.",
+        )
+    return oid, estimate
+
+
+def _resume(work: Work, script: Script) -> dict[str, t.Any]:
+    """Return how far earlier runs came; a first run looks up where the keys end now."""
+    entry = work.ledger.journal(script.file.file).get(1)
+    statement = script.statements[0]
+    if entry and entry["detail"].get("end") is not None:
+        if entry["checksum"] != text_checksum(statement.text):
+            raise RunbookError(
+                f"{script.file.path}:{statement.line}: run {entry['run_id']} has changed "
+                f"{entry['detail']['rows']:,} rows with this file, and its statement has been changed since",
+                hint="Bring it back as it was, or begin anew: playbooks/repair.yml "
+                f"-e repair_file={script.file.file} -e repair_action=forget -e repair_reason=…",
+            )
+        work.watch.note(f"goes on after {entry['detail']['last']}: {entry['detail']['rows']:,} rows are done")
+        return dict(entry["detail"])
+    work.settle(script)
+    table, key = _names(work, script)
+    row = work.connection.execute(
+        sql.SQL("SELECT {key}::text AS last FROM {table} ORDER BY {key} DESC LIMIT 1").format(key=key, table=table)
+    ).fetchone()
+    end = row[0] if row else None
+    progress = {"last": None, "end": end, "rows": 0, "keys": 0, "batches": 0, "finished": end is None}
+    _note(work, script, RUNNING, progress)
+    return progress
+
+
+def _names(work: Work, script: Script) -> tuple[sql.Composable, sql.Composable]:
+    """Return the table, as the catalogue writes it, and the key."""
+    wanted = script.file.directives
+    row = work.connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
+        "ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)::oid",
+        [wanted.batch_table],
+    ).fetchone()
+    assert row is not None
+    return sql.Identifier(*row), sql.Identifier(wanted.batch_key)
+
+
+def _batch(work: Work, script: Script, progress: dict[str, t.Any], size: int) -> tuple[float, int]:
+    """Do one batch and note it in the same transaction; returns its seconds and the attempts."""
+    work.settle(script)
+    table, key = _names(work, script)
+    kind = one_of(
+        work.connection,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_catalog.pg_attribute "
+        "WHERE attrelid = to_regclass(%s)::oid AND attname = %s",
+        script.file.directives.batch_table,
+        script.file.directives.batch_key,
+    )
+    after: sql.Composable = sql.SQL("")
+    if progress["last"] is not None:
+        after = sql.SQL(" AND {} > {}").format(key, _typed(progress["last"], kind))
+    # min() and max() know no uuid before 18: the ends of the sorted keys do as well
+    bounds = sql.SQL(
+        "WITH batch AS MATERIALIZED "
+        "(SELECT {key} AS k FROM {table} WHERE {key} <= {end}{after} ORDER BY {key} LIMIT {size}) "
+        "SELECT (SELECT k::text AS low FROM batch ORDER BY k LIMIT 1), "
+        "(SELECT k::text AS high FROM batch ORDER BY k DESC LIMIT 1), "
+        "(SELECT count(*) FROM batch)"
+    ).format(
+        key=key,
+        table=table,
+        end=_typed(progress["end"], kind),
+        after=after,
+        size=sql.Literal(size),
+    )
+    statement = script.statements[0]
+    for attempt in range(1, work.options.lock_attempts + 1):
+        begun = time.monotonic()
+        work.settle(script)
+        try:
+            with work.watch.statement(statement, 1, 1, f"batch {progress['batches'] + 1}"):
+                work.connection.execute("BEGIN")
+                low, high, keys = work.connection.execute(bounds).fetchone() or (None, None, 0)
+                changed = 0
+                if keys:
+                    with psycopg.RawCursor(work.connection) as cursor:
+                        cursor.execute(statement.text.encode(), [low, high])
+                        changed = max(cursor.rowcount, 0)
+                done = {
+                    **progress,
+                    "last": high if keys else progress["last"],
+                    "rows": progress["rows"] + changed,
+                    "keys": progress["keys"] + keys,
+                    "batches": progress["batches"] + bool(keys),
+                    "finished": keys < size,
+                }
+                _note(work, script, RUNNING, done, reset=False)
+                work.connection.execute("COMMIT")
+        except psycopg.Error as error:
+            failure = StatementError(error, statement)
+            give_up_transaction(work.connection)
+            blocked = error.sqlstate in RETRYABLE
+            if blocked:
+                work.outcome.blockers = work.watch.blockers
+            state = f"{progress['rows']:,} rows are done and stay so; the next run goes on after key {progress['last']}"
+            if work.connection.closed or not blocked or attempt == work.options.lock_attempts:
+                if not work.connection.closed:
+                    _note(work, script, FAILED, {**progress, **failure.as_event()})
+                record_failure(work, script, failure.as_event())
+                raise failure.explain(script, work.outcome, state) from error
+            work.watch.note(f"batch {progress['batches'] + 1}: attempt {attempt} gave way to another session's lock")
+            work.pause(attempt)
+        else:
+            progress.update(done)
+            return time.monotonic() - begun, attempt
+    raise AssertionError("unreachable: lock_attempts is at least 1")
+
+
+def _typed(value: str, kind: str) -> sql.Composed:
+    """Return a key as a literal of its type."""
+    return sql.SQL("{}::{}").format(sql.Literal(value), sql.SQL(kind))
+
+
+def _note(work: Work, script: Script, state: str, detail: t.Mapping[str, t.Any], *, reset: bool = True) -> None:
+    """Write the journal entry, as the ledger's owner; inside a batch's transaction without a reset."""
+    statement = script.statements[0]
+    if reset:
+        work.as_owner()
+    else:
+        work.connection.execute("RESET ROLE")
+        set_role(work.connection, work.options.role)
+    work.ledger.note(
+        script.file.file,
+        1,
+        state,
+        line=statement.line,
+        text=statement.text,
+        run_id=work.options.run_id,
+        detail=dict(detail),
+    )
+
+
+def _make_room(work: Work) -> None:
+    """Wait while a standby lags too far, or while an old transaction keeps dead rows from being removed."""
+    reset(work.connection)  # as the login: it may see the sessions of more roles than the owner
+    said = False
+    while True:
+        lag, oldest = work.connection.execute(_PRESSURE).fetchone() or (0.0, 0.0)
+        if lag <= work.options.batch_max_lag and oldest <= work.options.batch_max_transaction:
+            return
+        if not said:
+            why = (
+                f"a standby lags {lag:.0f} s"
+                if lag > work.options.batch_max_lag
+                else f"a transaction is {oldest:.0f} s old"
+            )
+            work.watch.note(f"batches wait: {why}")
+            said = True
+        time.sleep(_THROTTLE_SECONDS)

@@ -1,0 +1,38 @@
+"""What the tests of the engine share: apply files as the runbook does, ask the database, expect a refusal."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
+from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome
+
+from tests.support import as_migrator
+
+
+@pytest.fixture
+def apply(cluster, roles):
+    """Apply files as the runbook does: as the migrator, who becomes the owner."""
+
+    def run(dbname, migrations, outcome=None, say=None, **changes):
+        outcome = outcome or Outcome()
+        options = Options(**{"run_id": "run-1", "role": roles.owner, "lock_wait": 10, **changes})
+        with engine_connect(
+            as_migrator(cluster, roles, dbname), application=f"runbook:{options.run_id}:migrate"
+        ) as session:
+            migrate(session, migrations, options, outcome, say=say)
+        return outcome
+
+    return run
+
+
+@pytest.fixture
+def ask(connect):
+    """Ask for one value, as the superuser."""
+
+    def one(dbname, query, *arguments):
+        with connect(dbname) as session:
+            row = session.execute(query, arguments or None).fetchone()
+        return row[0] if row else None
+
+    return one

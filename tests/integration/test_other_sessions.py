@@ -1,0 +1,212 @@
+"""Other sessions: who blocks is seen, ended only by policy, and told; standby, copies, backends of earlier runs."""
+
+from __future__ import annotations
+
+import threading
+
+import psycopg
+import pytest
+from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy
+from ansible_collections.settler.runbook.plugins.module_utils._watch import may_end
+
+from tests.support import Background, as_migrator, call_module, migration, refused, wait_until, write_migrations
+
+TABLE = migration("CREATE TABLE a (i int); INSERT INTO a SELECT generate_series(1, 100);")
+ALTER = migration("ALTER TABLE a ADD COLUMN j int;", "002_step.sql")
+
+
+@pytest.fixture
+def busy(new_database, connect, roles, apply):
+    """A database with a table, and a session of the application that holds it in an open transaction."""
+    database = new_database()
+    apply(database, [TABLE])
+    blocker = connect(database, user=roles.app)
+    blocker.execute("SET application_name = 'billing'; BEGIN; SELECT * FROM a")
+    return database, blocker
+
+
+def test_blocker_is_ended_by_policy_and_recorded(busy, apply, ask):
+    database, blocker = busy
+    policy = BlockerPolicy("terminate", 0.2, match=("bill*",), never=("payroll",))
+    done = apply(database, [TABLE, ALTER], lock_timeout=0.5, blockers=policy)
+    assert [one.file for one in done.applied] == ["002_step.sql"]
+    assert [(row["pid"], row["action"]) for row in done.ended] == [(blocker.info.backend_pid, "terminate")]
+    with pytest.raises(psycopg.OperationalError):
+        blocker.execute("SELECT 1")
+    detail = ask(database, "SELECT detail FROM runbook.events WHERE event = 'blocker_ended'")
+    assert (detail["application_name"], detail["action"]) == ("billing", "terminate")
+
+
+def test_running_query_of_a_blocker_is_cancelled(busy, apply, ask):
+    database, blocker = busy
+    query = Background(blocker.execute, "SELECT pg_sleep(30)")
+    wait_until(lambda: ask(database, "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(30)'"))
+    policy = BlockerPolicy("cancel", 0.1, match=("settler_app",))
+    done = apply(database, [TABLE, ALTER], lock_timeout=0.5, blockers=policy)
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        query.value()
+    assert done.ended[0]["action"] == "cancel"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        BlockerPolicy("wait", 0.0, match=("*",)),
+        BlockerPolicy("terminate", 0.0, match=("other",)),
+        BlockerPolicy("terminate", 0.0, match=("*",), never=("settler_app",)),
+        BlockerPolicy("terminate", 60.0, match=("*",)),
+    ],
+)
+def test_blocker_that_the_policy_does_not_name_is_left_alone(busy, apply, policy):
+    database, blocker = busy
+    error = refused(apply, database, [TABLE, ALTER], lock_timeout=0.1, lock_attempts=3, blockers=policy)
+    assert error.facts["sqlstate"] == "55P03"
+    assert "blocked by: pid" in error.message
+    assert blocker.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_only_clients_are_ended():
+    policy = BlockerPolicy("terminate", match=("*",))
+    row = {"application_name": "", "usename": "postgres", "backend_type": "autovacuum worker"}
+    assert not may_end(policy, row)
+    assert may_end(policy, {**row, "backend_type": "client backend"})
+
+
+def test_policy_that_names_nobody_is_refused(cluster, roles, tmp_path, new_database):
+    arguments = {
+        **dict.fromkeys(["job_id", "set_role"]),
+        **as_migrator(cluster, roles, new_database()),
+        "directory": str(tmp_path),
+        "run_id": "r",
+        "blocker_action": "terminate",
+        "blocker_match": [],
+    }
+    result = call_module("migrate", arguments)
+    assert "blocker_match names no application or role" in result["msg"]
+
+
+def test_progress_says_what_a_file_waits_for_and_how_far_it_is(busy, apply):
+    database, blocker = busy
+    said: list[str] = []
+    run = Background(
+        lambda: apply(
+            database, [TABLE, ALTER], say=said.append, lock_timeout=0.4, lock_attempts=50, progress_interval=0.1
+        )
+    )
+    wait_until(lambda: any(f"waits for pid {blocker.info.backend_pid}" in line for line in said))
+    wait_until(lambda: any("attempt 1 of 50 gave way to another session's lock" in line for line in said))
+    blocker.execute("COMMIT")
+    run.value()
+    assert any(line.startswith("002_step.sql (1 of 1): statement 1 of 1, line 1, ") for line in said)
+
+
+def test_progress_of_a_long_statement_has_phase_and_percent(new_database, apply):
+    said: list[str] = []
+    big = migration(
+        "CREATE TABLE b AS SELECT g, md5(g::text) FROM generate_series(1, 400000) g; CREATE INDEX ON b (md5);"
+    )
+    apply(new_database(), [big], say=said.append, lock_timeout=0.1, progress_interval=0.05)
+    assert any("CREATE INDEX: " in line and "%" in line for line in said)
+
+
+def test_quick_run_has_no_second_connection_and_says_nothing(new_database, apply, ask):
+    said: list[str] = []
+    database = new_database()
+    apply(database, [TABLE], say=said.append)
+    assert said == []
+
+
+# After the files
+
+
+def test_touched_tables_are_analysed_and_views_that_depend_on_them_refreshed(new_database, apply, ask):
+    database = new_database()
+    first = migration(
+        "CREATE TABLE a (i int PRIMARY KEY); CREATE TABLE other (i int); INSERT INTO other VALUES (1);"
+        "CREATE VIEW v AS SELECT i FROM a; CREATE MATERIALIZED VIEW m AS SELECT i FROM v; CREATE UNIQUE INDEX ON m (i);"
+        "CREATE MATERIALIZED VIEW mm AS SELECT count(*) AS n FROM m; CREATE MATERIALIZED VIEW o AS SELECT * FROM other;"
+    )
+    apply(database, [first])
+    second = migration("INSERT INTO a SELECT generate_series(1, 500);", "002_fill.sql")
+    done = apply(database, [first, second])
+    assert done.refreshed == ["public.m", "public.mm"]
+    assert done.analyzed == ["public.a"]
+    assert ask(database, "SELECT n FROM mm") == 500
+    assert ask(database, "SELECT reltuples FROM pg_class WHERE relname = 'a'") == 500
+    assert apply(database, [first, second]).analyzed == []
+
+
+def test_care_that_fails_is_a_warning(new_database, connect, apply):
+    database = new_database()
+    with connect(database) as session:
+        session.execute("CREATE TABLE a (i int); GRANT INSERT ON a TO settler_owner")
+        session.execute("CREATE MATERIALIZED VIEW m AS SELECT * FROM a")
+    done = apply(database, [migration("INSERT INTO a VALUES (1);")])
+    assert len(done.applied) == 1
+    assert "refreshing public.m failed: must be owner" in done.warnings[0] or "permission" in done.warnings[0]
+
+
+# Where the ledger was written
+
+
+def test_ledger_of_a_copy_is_recognised_and_adopted_knowingly(new_database, apply, ask):
+    database = new_database()
+    apply(database, [TABLE])
+    copy = new_database(template=database)
+    error = refused(apply, copy, [TABLE, ALTER])
+    assert f"the ledger was written in database {database} of another server or under another name" in error.message
+    assert "migrate_accept_copy" in error.hint
+    assert len(apply(copy, [TABLE, ALTER], accept_copy=True).applied) == 1
+    assert apply(copy, [TABLE, ALTER]).applied == []
+    assert ask(copy, "SELECT detail->>'from_database' FROM runbook.events WHERE event = 'adopted'") == database
+
+
+def test_backend_of_an_earlier_run_is_waited_for(new_database, connect, roles, apply):
+    database = new_database()
+    apply(database, [TABLE])
+    left = connect(database, user=roles.migrator)
+    left.execute("SET application_name = 'runbook:run-0:migrate'; BEGIN; SELECT pg_sleep(1.2)")
+    error = refused(apply, database, [TABLE, ALTER], lock_wait=0.3)
+    assert "a backend of an earlier run still works in this database" in error.message
+    assert "runbook:run-0:migrate" in error.message
+    threading.Timer(0.5, lambda: left.execute("COMMIT")).start()
+    assert len(apply(database, [TABLE, ALTER]).applied) == 1
+
+
+def test_restore_point_is_made_where_that_is_granted(cluster, new_database, connect, roles, apply, ask):
+    database = new_database()
+    apply(database, [TABLE])
+    assert ask(database, "SELECT restore_point FROM runbook.migrations") is None
+    with connect(database) as session:
+        session.execute(f"GRANT EXECUTE ON FUNCTION pg_create_restore_point TO {roles.migrator}")
+        wal_level = session.execute("SHOW wal_level").fetchone()
+    apply(database, [TABLE, ALTER])
+    expected = None if wal_level == ("minimal",) else "runbook:run-1:002_step.sql"
+    assert ask(database, "SELECT restore_point FROM runbook.migrations WHERE file = '002_step.sql'") == expected
+
+
+def test_ledger_of_the_first_version_is_completed(new_database, connect, apply, ask):
+    database = new_database()
+    apply(database, [TABLE])
+    with connect(database) as session:
+        session.execute(
+            "ALTER TABLE runbook.migrations DROP kind, DROP state, DROP restore_point, DROP job_id, DROP backend_pid;"
+            "DROP TABLE runbook.journal"
+        )
+    assert [one.file for one in apply(database, [TABLE, ALTER], job_id="77").applied] == ["002_step.sql"]
+    assert ask(database, "SELECT array_agg(kind || ' ' || state) FROM runbook.migrations") == ["versioned applied"] * 2
+    assert ask(database, "SELECT job_id FROM runbook.migrations WHERE file = '002_step.sql'") == "77"
+
+
+def test_plan_reads_a_ledger_of_the_first_version(cluster, roles, tmp_path, new_database, connect, apply):
+    database = new_database()
+    apply(database, [TABLE])
+    with connect(database) as session:
+        session.execute("ALTER TABLE runbook.migrations DROP kind, DROP state; DROP TABLE runbook.journal")
+    write_migrations(tmp_path, {"001_test.sql": TABLE.text, "002_step.sql": ALTER.text})
+    info = call_module(
+        "migration_info",
+        {**as_migrator(cluster, roles, database), "directory": str(tmp_path), "run_id": "", "ledger_schema": "runbook",
+         "out_of_order": False, "application_roles": [], "events": 5},
+    )  # fmt: skip
+    assert info["pending"] == ["002_step.sql"]
