@@ -2,6 +2,9 @@
 
 ``connect`` gives connections, ``new_database`` gives databases as the runbook's create_database role leaves them, and
 nothing here ever reaches a server of yours: the cluster has a port, a password and a folder of its own.
+
+Tests marked ``every_major`` run once on each major version, all others on the machine's own PostgreSQL. There is one
+cluster at a time: the machine's own first, then the majors in turn.
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tools import majors
 from tools.child import stop_on_sigterm
 from tools.cluster import Cluster
+from tools.project import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 _FOLDER = "settler-pytest-"
 _TEMPLATE = "settler_test_template"
 _numbers = itertools.count(1)
+_WANTED = pytest.StashKey[tuple[int, ...]]()
+_TESTED = pytest.StashKey[set[int]]()
 
 
 @dataclass(frozen=True)
@@ -65,22 +72,68 @@ class Connect(Protocol):
         ...
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep the developer's own libpq settings out of all connections, and destroy the cluster on SIGTERM, too."""
     stop_on_sigterm()
     for name in [name for name in os.environ if name.startswith("PG") and not name.startswith("PG_")]:
         del os.environ[name]
+    try:
+        config.stash[_WANTED] = majors.wanted()
+    except ToolError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[_TESTED] = set()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Have a test that is marked run once for each major."""
+    if "cluster" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_major"):
+        wanted = metafunc.config.stash[_WANTED]
+        ids = [f"pg{major}" for major in wanted]
+        metafunc.parametrize("cluster", wanted, ids=ids, indirect=True, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of one cluster next to each other: pytest alone would make the machine's own one twice."""
+    items.sort(key=_major)
+
+
+def _major(item: pytest.Item) -> int:
+    """Return the major that a test was made for, or 0 where it runs on the machine's own."""
+    parameters = getattr(item, "callspec", None)
+    return parameters.params.get("cluster", 0) if parameters else 0
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say on which majors the marked tests ran, and on which they did not."""
+    tested = config.stash[_TESTED]
+    missing = sorted(set(majors.MAJORS) - tested)
+    narrowed = os.environ.get(majors.NARROWED_BY)
+    if tested or narrowed:
+        names = ", ".join(map(str, sorted(tested))) or "none"
+        terminalreporter.write_line(f"every_major: tested on PostgreSQL {names}", bold=True)
+    if missing and (tested or narrowed):
+        why = f" ({majors.NARROWED_BY}={narrowed})" if narrowed else ""
+        terminalreporter.write_line(f"every_major: NOT tested on {', '.join(map(str, missing))}{why}", yellow=True)
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Yield a running cluster of this session's own, with fsync off; it is destroyed at the end."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Yield a running cluster of this session's own, with fsync off; it is destroyed after its last test."""
+    major: int | None = getattr(request, "param", None)
+    try:
+        binaries = None if major is None else majors.ensure(major)
+    except ToolError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
     _remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir="/tmp"))
     folder.chmod(0o711)  # the account that runs the server has to pass
-    cluster = Cluster(folder / "cluster", fsync=False, port=55001)
+    cluster = Cluster(folder / "cluster", fsync=False, port=55001, binaries=binaries)
     try:
         cluster.up()
+        if major is not None:
+            assert cluster.state.major == major
+            request.config.stash[_TESTED].add(major)
         yield cluster
     finally:
         cluster.down()

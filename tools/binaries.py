@@ -25,10 +25,19 @@ _HOMEBREW = (Path("/opt/homebrew/opt"), Path("/usr/local/opt"), Path("/home/linu
 
 @dataclass(frozen=True)
 class Binaries:
-    """A folder that holds every program that we need, and the major version of what is in it."""
+    """A folder that holds every program that we need, and the major version of what is in it.
+
+    A folder may hold a server alone: then ``clients`` has psql and the others, which may be of another major.
+    """
 
     folder: Path
     major: int
+    clients: Path | None = None
+
+    @property
+    def client_folder(self) -> Path:
+        """Return the folder of psql, pg_dump and pg_restore."""
+        return self.clients or self.folder
 
     def __getitem__(self, program: str) -> str:
         return str(self.folder / program)

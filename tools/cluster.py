@@ -46,7 +46,10 @@ _PORT_TAKEN = re.compile(r"could not bind|could not create any TCP/IP sockets|Ad
 
 @dataclass(frozen=True)
 class State:
-    """How to reach the cluster: what ``<folder>.json`` says. ``socket`` is the folder that libpq takes for a host."""
+    """How to reach the cluster: what ``<folder>.json`` says.
+
+    ``socket`` is the folder that libpq takes for a host, and ``bin`` the one that has psql and the other clients.
+    """
 
     host: str
     port: int
@@ -59,13 +62,19 @@ class State:
 
 
 class Cluster:
-    """One private cluster at ``directory``. ``up`` and ``down`` work from whatever state they find."""
+    """One private cluster at ``directory``. ``up`` and ``down`` work from whatever state they find.
 
-    def __init__(self, directory: Path, *, fsync: bool = True, port: int | None = None) -> None:
+    It runs on the machine's own PostgreSQL, unless ``binaries`` names another one.
+    """
+
+    def __init__(
+        self, directory: Path, *, fsync: bool = True, port: int | None = None, binaries: Binaries | None = None
+    ) -> None:
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - resolve() would follow our own link
         self.state_file = self.directory.with_name(self.directory.name + ".json")
         self._fsync = fsync
         self._first_port = port
+        self._binaries = binaries
 
     @property
     def state(self) -> State:
@@ -106,7 +115,7 @@ class Cluster:
 
     def up(self) -> State:
         """Bring the cluster up, from nothing or from what earlier runs left, and return when it answers."""
-        binaries = ensure_binaries()
+        binaries = self._binaries or ensure_binaries()
         account = Account.for_server()
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         with self._alone():
@@ -271,7 +280,7 @@ class Cluster:
             socket=str(socket_folder),
             user=_SUPERUSER,
             password=self._password_file.read_text(encoding="utf-8"),
-            bin=str(binaries.folder),
+            bin=str(binaries.client_folder),
             data=str(self.data),
             major=int((self.data / "PG_VERSION").read_text(encoding="utf-8")),
         )

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
-from tools import child, console
+from tools import child, console, majors
 from tools.project import COLLECTION, ROOT, VENV_PYTHON, environment
 
 _REPORT = ROOT / ".cache" / "pytest.xml"
@@ -39,7 +39,9 @@ class Outcome:
 
 def test_everything() -> int:
     """Run the linters, pytest and Molecule, all of them in any case, and close with the total of the three."""
-    total = lint() + pytest([]) + _molecule()
+    outcome = lint()
+    majors.ensure_all()
+    total = outcome + pytest([]) + _molecule()
     print(f"\n{total}")
     return total.status
 

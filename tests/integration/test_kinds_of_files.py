@@ -22,6 +22,8 @@ from tests.support import (
     write_migrations,
 )
 
+pytestmark = pytest.mark.every_major
+
 TABLE = migration(
     "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT g, 0 FROM generate_series(1, 1000) g;"
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import re
-import subprocess
 import threading
 import time
 
@@ -33,9 +31,23 @@ from tests.support import (
     write_migrations,
 )
 
+pytestmark = pytest.mark.every_major
+
 TABLES = """
 SELECT array_agg(relname::text ORDER BY relname) FROM pg_class
 WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+"""
+
+
+#: What holds a database's contents, and its rows without what vacuum, ANALYZE and CREATE INDEX write in passing.
+HOLDERS = """
+SELECT oid::regclass::text, CASE
+    WHEN relkind = 'S' THEN 'ARRAY[last_value::text, is_called::text]'
+    WHEN relname = 'pg_class' THEN 'to_jsonb(t) - ''{relpages,reltuples,relallvisible,relallfrozen,relfrozenxid,'
+                                   'relminmxid}''::text[]'
+    ELSE 'to_jsonb(t)' END
+FROM pg_class
+WHERE relkind IN ('r', 'm', 'S') AND NOT relisshared AND relname NOT IN ('pg_statistic', 'pg_statistic_ext_data')
 """
 
 
@@ -44,19 +56,23 @@ def files(*texts):
 
 
 @pytest.fixture
-def dump(cluster):
-    """Dump schema and data as text; the random token is taken out."""
+def contents(connect):
+    """Tell all that a database holds: a sum of the rows of each of its tables, PostgreSQL's own ones included.
 
-    def text(dbname, *arguments):
-        done = subprocess.run(
-            [f"{cluster.state.bin}/pg_dump", *arguments, cluster.conninfo(dbname)],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return re.sub(r"^\\(un)?restrict .*$", "", done.stdout, flags=re.MULTILINE)
+    pg_dump would tell less, and it refuses servers that are newer than itself.
+    """
+    sums_up = "SELECT md5(string_agg(r, ' ' ORDER BY r)) FROM (SELECT ({row})::text AS r FROM {table} AS t) AS rows"
 
-    return text
+    def sums(dbname, but=()):
+        found = {}
+        with connect(dbname) as session:
+            for table, row in session.execute(HOLDERS).fetchall():
+                if table not in but:
+                    query = sql.SQL(sums_up).format(row=sql.SQL(row), table=sql.SQL(table))
+                    (found[table],) = session.execute(query).fetchone()
+        return found
+
+    return sums
 
 
 # One transaction a file
@@ -107,28 +123,28 @@ INSERT INTO nowhere VALUES (1);
 
 
 def test_error_in_the_last_statement_of_the_first_run_leaves_everything_as_it_was(
-    new_database, connect, roles, apply, dump
+    new_database, connect, roles, apply, contents
 ):
     database = new_database()
     connect(database, role=roles.owner).execute(
         "CREATE TABLE kept (id serial PRIMARY KEY, name text); INSERT INTO kept (name) VALUES ('one'), ('two')"
     )
-    before = dump(database)
+    before = contents(database)
     error = refused(apply, database, files(WRECKER))
     assert error.message.startswith("/migrations/001_step.sql:15: ")
     assert error.facts["sqlstate"] == "42P01"
-    assert dump(database) == before
-    assert "runbook" not in before
+    assert contents(database) == before
+    assert not [name for name in before if name.startswith("runbook.")]
 
 
-def test_error_in_a_later_run_leaves_everything_but_the_event_as_it_was(new_database, apply, ask, dump):
+def test_error_in_a_later_run_leaves_everything_but_the_event_as_it_was(new_database, apply, ask, contents):
     database = new_database()
     good = files("CREATE TABLE kept (id serial PRIMARY KEY, name text); INSERT INTO kept (name) VALUES ('row');")
     apply(database, good)
-    parts = ("--exclude-table-data=runbook.events*",)
-    before = dump(database, *parts)
+    events = ("runbook.events", "runbook.events_id_seq")
+    before = contents(database, but=events)
     refused(apply, database, [*good, migration(WRECKER, "002_step.sql")], run_id="run-2")
-    assert dump(database, *parts) == before
+    assert contents(database, but=events) == before
     event, file, run, detail = ask(
         database,
         "SELECT ARRAY[event, file, run_id, detail::text] FROM runbook.events ORDER BY id DESC LIMIT 1",
@@ -517,16 +533,16 @@ def test_without_a_database_everything_is_pending():
     assert list(pending_plan(None, steps, Options(run_id="r")).pending) == steps
 
 
-def test_plan_needs_no_right_to_write_and_writes_nothing(cluster, roles, new_database, apply, dump):
+def test_plan_needs_no_right_to_write_and_writes_nothing(cluster, roles, new_database, apply, contents):
     database = new_database()
     steps = files("SELECT 1;", "SELECT 2;")
     apply(database, steps[:1])
-    before = dump(database)
+    before = contents(database)
     with engine_connect(as_migrator(cluster, roles, database)) as session:
         session.execute("SET default_transaction_read_only = on")
         todo = pending_plan(session, steps, Options(run_id="r"))
     assert [file.file for file in todo.pending] == ["002_step.sql"]
-    assert dump(database) == before
+    assert contents(database) == before
 
 
 def test_module_plans_for_a_database_that_does_not_exist(cluster, roles, tmp_path, ask):

@@ -12,6 +12,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._statements import
 
 from tests.support import as_migrator, migration, refused, run_module, start_module, wait_until, write_migrations
 
+pytestmark = pytest.mark.every_major
+
 HEAD = "-- runbook: no-transaction\n"
 TABLE = migration(
     "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t SELECT g, g FROM generate_series(1, 100) g;"
