@@ -185,6 +185,7 @@ def _deployment(cluster: Cluster, folder: Path, copy_of: str | None = None) -> I
         runbook_app_role=f"{prefix}_app",
         runbook_migrator_password=f"migrator of {prefix}",
         runbook_app_password=f"application of {prefix}",
+        migrate_accept_copy=copy_of is not None,
     )
     made = Deployment(cluster, database, prefix, folder, folder / "sql", hosts)
     if copy_of:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -57,7 +58,8 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
     for pid in family:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was at its end
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 

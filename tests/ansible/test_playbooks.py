@@ -174,12 +174,27 @@ def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
     ready.migration("002_two.sql", "CREATE TABLE two (id int);\n")
     kept = ready.folder / "inventory"
     before = ready.dump(), ready.databases(), sorted(kept.rglob("*"))
-    names = ["backup", "create_database", "maintenance", "migrate", "rollback", "status", "verify"]
+    names = ["backup", "create_database", "maintenance", "migrate", "repair", "rollback", "status", "verify"]
+    repair = {"repair_file": "001_initial_schema.sql", "repair_reason": "a try", "repair_action": "forget"}
     for name in names:
-        run = ready.play(f"{name}.yml", "--check", "--diff")
+        run = ready.play(f"{name}.yml", "--check", "--diff", **repair)
         assert run.rc == 0, run.output
         assert (ready.dump(), ready.databases(), sorted(kept.rglob("*"))) == before, name
     assert sorted(path.stem for path in project.ROOT.glob("playbooks/*.yml")) == sorted([*names, "guard", "setup"])
+
+
+def test_changed_file_is_accepted_by_repair_with_a_reason(ready: Deployment) -> None:
+    first = ready.migration("002_two.sql", "CREATE TABLE two (id int);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n")
+    assert ready.play("migrate.yml", verify_unexpected="ignore").rc == 0
+    first.write_text("-- why it is there\n" + first.read_text())
+    refused = ready.play("migrate.yml", verify_unexpected="ignore")
+    assert refused.rc != 0
+    assert "playbooks/repair.yml" in refused.output
+    assert ready.play("repair.yml", repair_file="002_two.sql").rc != 0
+    run = ready.play("repair.yml", repair_file="002_two.sql", repair_reason="a comment only")
+    assert run.rc == 0, run.output
+    assert "002_two.sql: checksum" in run.output
+    assert ready.play("migrate.yml", verify_unexpected="ignore").rc == 0
 
 
 def test_status_tells_what_is_applied_pending_connected_and_backed_up(ready: Deployment) -> None:

@@ -6,10 +6,14 @@ import threading
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import pending_plan
+from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options
 from ansible_collections.settler.runbook.plugins.module_utils._watch import may_end
 
 from tests.support import Background, as_migrator, call_module, migration, refused, wait_until, write_migrations
+
+pytestmark = pytest.mark.every_major
 
 TABLE = migration("CREATE TABLE a (i int); INSERT INTO a SELECT generate_series(1, 100);")
 ALTER = migration("ALTER TABLE a ADD COLUMN j int;", "002_step.sql")
@@ -149,13 +153,15 @@ def test_care_that_fails_is_a_warning(new_database, connect, apply):
 # Where the ledger was written
 
 
-def test_ledger_of_a_copy_is_recognised_and_adopted_knowingly(new_database, apply, ask):
+def test_ledger_of_a_copy_is_recognised_and_adopted_knowingly(cluster, roles, new_database, apply, ask):
     database = new_database()
     apply(database, [TABLE])
     copy = new_database(template=database)
     error = refused(apply, copy, [TABLE, ALTER])
     assert f"the ledger was written in database {database} of another server or under another name" in error.message
     assert "migrate_accept_copy" in error.hint
+    with engine_connect(as_migrator(cluster, roles, copy)) as session:
+        assert "another server" in refused(pending_plan, session, [TABLE], Options(run_id="r")).message
     assert len(apply(copy, [TABLE, ALTER], accept_copy=True).applied) == 1
     assert apply(copy, [TABLE, ALTER]).applied == []
     assert ask(copy, "SELECT detail->>'from_database' FROM runbook.events WHERE event = 'adopted'") == database
@@ -207,6 +213,6 @@ def test_plan_reads_a_ledger_of_the_first_version(cluster, roles, tmp_path, new_
     info = call_module(
         "migration_info",
         {**as_migrator(cluster, roles, database), "directory": str(tmp_path), "run_id": "", "ledger_schema": "runbook",
-         "out_of_order": False, "application_roles": [], "events": 5},
+         "out_of_order": False, "optional": [], "application_roles": [], "events": 5},
     )  # fmt: skip
     assert info["pending"] == ["002_step.sql"]

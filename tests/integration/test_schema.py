@@ -247,6 +247,7 @@ def test_the_file_is_plain_sql_that_names_no_environment() -> None:
     assert "settler_" not in text
 
 
+@pytest.mark.every_major
 def test_tables_are_what_the_facts_say(owner) -> None:
     expected = [
         (table, *column.replace(" !", "").split(" ", 1), column.endswith("!"))
@@ -288,6 +289,7 @@ def test_a_second_run_changes_and_locks_nothing(new_database, connect, cluster) 
     assert contents(connection) == rows
 
 
+@pytest.mark.every_major
 def test_the_runbooks_next_steps_work_on_a_fresh_database(new_database, connect) -> None:
     connection = connect(new_database(), role="settler_owner")
     migrate(connection)
@@ -340,6 +342,7 @@ def test_every_old_shape_becomes_the_same_schema_and_keeps_every_row(
     assert contents(connection) == rows
 
 
+@pytest.mark.every_major
 def test_an_old_row_takes_its_parents_tenant_or_the_default_one(new_database, connect) -> None:
     connection = old_database(new_database, connect, "materialized_views")
     connection.execute(
@@ -547,6 +550,7 @@ def test_a_session_without_a_tenant_sees_and_writes_nothing(app, context) -> Non
         app.execute("insert into users (tenant_id, email, password_hash) values (%s, 'new', 'x')", (TENANT_A,))
 
 
+@pytest.mark.every_major
 @pytest.mark.parametrize("tenant", [TENANT_A, TENANT_A.upper(), TENANT_B])
 def test_a_tenant_sees_its_own_rows_and_no_others(owner, app, tenant) -> None:
     owner.execute("select refresh_all_materialized_views()")
@@ -617,6 +621,7 @@ def test_the_application_cannot_go_around_the_policies(app) -> None:
             app.execute(statement)
 
 
+@pytest.mark.every_major
 def test_every_table_has_its_policies_and_every_policy_both_sides(owner) -> None:
     assert owner.scalar("select count(*) from pg_class where relrowsecurity and not relforcerowsecurity") == 28
     policies = owner.execute(
@@ -652,6 +657,7 @@ def test_a_weakened_policy_of_an_old_database_is_replaced(owner) -> None:
 # Functions -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_major
 def test_functions_are_the_listed_ones_with_a_fixed_search_path(owner) -> None:
     found = owner.execute(
         """

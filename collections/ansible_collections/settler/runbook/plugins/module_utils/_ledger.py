@@ -275,6 +275,16 @@ class Ledger:
         self.connection.execute(self._compose("DELETE FROM {schema}.migrations WHERE file = %s"), [file])
         self.connection.execute(self._compose("DELETE FROM {schema}.journal WHERE file = %s"), [file])
 
+    def decide(self, file: str, statement: int, state: str) -> None:
+        """Settle a statement of which nobody else can know whether it was done."""
+        self.connection.execute(
+            self._compose(
+                "UPDATE {schema}.journal SET state = %s, finished_at = clock_timestamp() "
+                "WHERE file = %s AND statement = %s"
+            ),
+            [state, file, statement],
+        )
+
     def set_checksum(self, file: MigrationFile) -> None:
         """Accept a file as it is now."""
         self.connection.execute(

@@ -92,7 +92,11 @@ def pending_plan(
     connection: psycopg.Connection[t.Any] | None, files: t.Sequence[MigrationFile], options: Options
 ) -> Plan:
     """Return the plan without a lock and without a write; no connection means no database: everything is pending."""
-    rows = Ledger(connection, options.schema).rows() if connection else []
+    rows = []
+    if connection:
+        ledger = Ledger(connection, options.schema)
+        refuse_copy(ledger, options)
+        rows = ledger.rows()
     return plan(files, rows, out_of_order=options.out_of_order, phase=options.phase)
 
 
@@ -107,20 +111,25 @@ def refuse_unexpected(todo: Plan, options: Options) -> None:
         )
 
 
-def _know_the_copy(ledger: Ledger, options: Options) -> None:
-    """Raise if the ledger came along from another server or database, unless that is known; then note it."""
+def refuse_copy(ledger: Ledger, options: Options) -> tuple[str, str] | None:
+    """Raise if the ledger came along from another server or database, unless that is accepted; returns from where."""
     origin = ledger.origin()
-    if origin is None:
-        return
-    if not options.accept_copy:
+    if origin and not options.accept_copy:
         raise RunbookError(
             f"the ledger was written in database {origin[1]} of another server or under another name "
             f"(system identifier {origin[0]}): this database is a copy, a restore, or was upgraded",
             hint="If it is the one that you mean: -e migrate_accept_copy=true, once.",
         )
-    if not ledger.is_known_current:
-        ledger.create()
-    ledger.adopt_copy(origin, run_id=options.run_id)
+    return origin
+
+
+def _know_the_copy(ledger: Ledger, options: Options) -> None:
+    """Note that the ledger came along from elsewhere, where that is accepted."""
+    origin = refuse_copy(ledger, options)
+    if origin:
+        if not ledger.is_known_current:
+            ledger.create()
+        ledger.adopt_copy(origin, run_id=options.run_id)
 
 
 def _record_ended(work: Work, script: Script, since: int) -> None:

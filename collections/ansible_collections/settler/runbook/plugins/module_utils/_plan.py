@@ -55,13 +55,13 @@ class Plan:
     @property
     def head(self) -> str | None:
         """The version that the database has now."""
-        return _newest([row for row in self.applied if not row.folder])
+        return newest([row for row in self.applied if not row.folder])
 
     @property
     def target(self) -> str | None:
         """The version that the database has after the run."""
         mine = [file for file in self.pending if not file.folder]
-        return _newest([*(row for row in self.applied if not row.folder), *mine])
+        return newest([*(row for row in self.applied if not row.folder), *mine])
 
     @property
     def digest(self) -> str:
@@ -81,7 +81,8 @@ class Plan:
         }
 
 
-def _newest(versioned: t.Sequence[MigrationFile | LedgerRow]) -> str | None:
+def newest(versioned: t.Sequence[MigrationFile | LedgerRow]) -> str | None:
+    """Return the greatest version; repeatable files have none."""
     return max((one.version for one in versioned if one.version), key=int, default=None)
 
 
@@ -149,7 +150,7 @@ def _refuse_differences(
         raise RunbookError(
             "the files do not agree with the ledger; nothing was applied\n" + _listed(problems),
             hint="Bring back the file as it was applied; write what should change into a new file. Where the change "
-            "is meant: playbooks/repair.yml -e file=… -e reason=…",
+            "is meant: playbooks/repair.yml -e repair_file=… -e repair_reason=…",
             problems=problems,
         )
 

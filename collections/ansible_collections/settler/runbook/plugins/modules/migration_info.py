@@ -21,6 +21,11 @@ options:
     description: Folder of the migrations, on the host where the module runs.
     type: path
     required: true
+  optional:
+    description: Optional folders that are switched on, as for M(settler.runbook.migrate).
+    type: list
+    elements: str
+    default: []
   run_id:
     description: Return in RV(run_applied) what this run has applied.
     type: str
@@ -153,7 +158,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._files import read
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._maintenance import kept_out
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
-from ansible_collections.settler.runbook.plugins.module_utils._plan import plan
+from ansible_collections.settler.runbook.plugins.module_utils._plan import newest, plan
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row
 
 if t.TYPE_CHECKING:
@@ -176,7 +181,7 @@ GROUP BY 1, 2 ORDER BY 1, 2
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Read the ledger, the folder and the sessions."""
     params = module.params
-    files = read_migrations(params["directory"])
+    files = read_migrations(params["directory"], params["optional"])
     result: dict[str, t.Any] = {
         "exists": False,
         "applied": [],
@@ -212,9 +217,9 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     try:
         todo = plan(files, rows, out_of_order=params["out_of_order"])
     except RunbookError as error:
-        known = {row.file for row in rows}
+        known = {row.file for row in rows if row.state == "applied"}
         pending = [file.file for file in files if file.file not in known]
-        head = max((row.version for row in rows), key=int, default=None)
+        head = newest([row for row in rows if row.file in known and not row.folder])
         return {**result, "problem": error.message, "pending": pending, "head": head}
     return {**result, "problem": "", "pending": [file.file for file in todo.pending], "head": todo.head}
 
@@ -225,6 +230,7 @@ def main() -> None:
         work,
         {
             "directory": {"type": "path", "required": True},
+            "optional": {"type": "list", "elements": "str", "default": []},
             "run_id": {"type": "str", "default": ""},
             "ledger_schema": {"type": "str", "default": "runbook"},
             "out_of_order": {"type": "bool", "default": False},
