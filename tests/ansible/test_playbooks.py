@@ -197,6 +197,14 @@ def test_changed_file_is_accepted_by_repair_with_a_reason(ready: Deployment) -> 
     assert ready.play("migrate.yml", verify_unexpected="ignore").rc == 0
 
 
+def test_a_long_migration_is_not_silent(ready: Deployment) -> None:
+    ready.migration("002_long.sql", "CREATE TABLE two (id int);\nSELECT pg_sleep(7);\nDROP TABLE two;\n")
+    run = ready.play("migrate.yml")
+    assert run.rc == 0, run.output
+    assert "… 002_long.sql (1 of 1): statement 2 of 3, line 2, " in run.output
+    assert any("002_long.sql (1 of 1)" in event.get("stdout", "") for event in run.events)
+
+
 def test_status_tells_what_is_applied_pending_connected_and_backed_up(ready: Deployment) -> None:
     assert ready.play("backup.yml").rc == 0
     ready.migration("002_two.sql", "CREATE TABLE two (id int);\n")

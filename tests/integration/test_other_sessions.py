@@ -78,7 +78,6 @@ def test_only_clients_are_ended():
 
 def test_policy_that_names_nobody_is_refused(cluster, roles, tmp_path, new_database):
     arguments = {
-        **dict.fromkeys(["job_id", "set_role"]),
         **as_migrator(cluster, roles, new_database()),
         "directory": str(tmp_path),
         "run_id": "r",

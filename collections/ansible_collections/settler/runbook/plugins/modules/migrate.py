@@ -134,6 +134,11 @@ options:
     type: list
     elements: str
     default: []
+  progress_file:
+    description:
+      - File to which lines of progress are appended, one every few seconds at most.
+      - Given by the action plugin of this name, which shows them while the module works, where both share their files.
+    type: path
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -279,6 +284,7 @@ hint:
 import contextlib
 import dataclasses
 import typing as t
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
@@ -315,6 +321,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "batch_max_lag": {"type": "float", "default": 10.0},
     "batch_max_transaction": {"type": "float", "default": 300.0},
     "out_of_order": {"type": "list", "elements": "str", "default": []},
+    "progress_file": {"type": "path"},
 }
 
 
@@ -396,7 +403,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             ]
             return {**result, "applied": planned}
         try:
-            migrate(connection, files, options, outcome)
+            migrate(connection, files, options, outcome, say=_teller(stack, params["progress_file"]))
         except RunbookError as error:
             error.facts.update(_told(outcome))
             raise
@@ -404,6 +411,17 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             for warning in outcome.warnings:
                 module.warn(warning)
     return {**result, "changed": bool(outcome.applied), **_told(outcome)}
+
+
+def _teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], None] | None:
+    """Return what appends a line to the progress file, or None where there is none to write."""
+    if not path:
+        return None
+    try:
+        file = stack.enter_context(Path(path).open("a", encoding="utf-8", buffering=1))  # noqa: SIM115 - it does
+    except OSError:  # another user's folder: progress is a comfort, not a condition
+        return None
+    return lambda line: print(line, file=file)
 
 
 def _told(outcome: Outcome) -> dict[str, t.Any]:
