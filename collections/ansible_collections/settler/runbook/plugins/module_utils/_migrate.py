@@ -16,7 +16,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._files import BATC
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._lock import key_of, run_lock
 from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan, plan
-from ansible_collections.settler.runbook.plugins.module_utils._run import Applied, Options, Outcome, one_of
+from ansible_collections.settler.runbook.plugins.module_utils._run import (
+    Applied,
+    Options,
+    Outcome,
+    describe_session,
+    one_of,
+    rows_of,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, parse
 from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
 from ansible_collections.settler.runbook.plugins.module_utils._work import Work
@@ -28,6 +35,15 @@ _MAY_MAKE_RESTORE_POINTS = (
     "SELECT current_setting('wal_level') <> 'minimal' "
     "AND has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')"
 )
+
+_OLD_TRANSACTIONS = """
+SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds,
+       left(query, 120) AS query
+FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+  AND xact_start < clock_timestamp() - make_interval(secs => %s)
+ORDER BY xact_start
+"""
 
 
 def migrate(
@@ -64,6 +80,8 @@ def migrate(
         refuse_unexpected(todo, options)
         scripts = [parser(file) for file in todo.pending]  # all of them, before the first one changes anything
         outcome.warnings += [warning for script in scripts for warning in script.warnings]
+        if scripts:
+            outcome.warnings += _old_transactions(connection, options)
         with Watch(connection, options, outcome, say) as watch:
             key = key_of(connection, options)
             work = Work(connection, ledger, options, outcome, watch, key, restore_points)
@@ -79,6 +97,14 @@ def migrate(
             if work.touched:
                 watch.file("after the files", len(scripts), len(scripts))
                 maintain(connection, work.touched, options, outcome, watch)
+
+
+def _old_transactions(connection: psycopg.Connection[t.Any], options: Options) -> list[str]:
+    """Tell which transactions are so old that files are likely to wait for them; asked as the login, who sees more."""
+    reset(connection)
+    found = rows_of(connection, _OLD_TRANSACTIONS, [options.long_transaction])
+    set_role(connection, options.role)
+    return [f"an open transaction may hold locks that a file waits for: {describe_session(row)}" for row in found]
 
 
 def _apply(work: Work, script: Script) -> Applied:

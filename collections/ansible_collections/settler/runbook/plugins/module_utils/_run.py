@@ -43,6 +43,7 @@ class Options:
     role: str | None = None
     job_id: str | None = None
     lock_wait: float = 60.0
+    long_transaction: float = 60.0
     lock_timeout: float = 2.0
     long_lock_timeout: float = 3600.0
     statement_timeout: float = 0.0

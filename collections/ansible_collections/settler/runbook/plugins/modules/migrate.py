@@ -70,6 +70,10 @@ options:
     description: Seconds to wait for another run of the same database, and for backends that one has left.
     type: float
     default: 60.0
+  long_transaction:
+    description: Age in seconds from which on another session's open transaction is reported before the start.
+    type: float
+    default: 60.0
   lock_timeout:
     description:
       - Seconds that a statement may wait for a lock. Other sessions queue behind it for as long.
@@ -307,6 +311,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "expected_plan": {"type": "str", "default": ""},
     "accept_copy": {"type": "bool", "default": False},
     "lock_wait": {"type": "float", "default": 60.0},
+    "long_transaction": {"type": "float", "default": 60.0},
     "lock_timeout": {"type": "float", "default": 2.0},
     "long_lock_timeout": {"type": "float", "default": 3600.0},
     "statement_timeout": {"type": "float", "default": 0.0},
@@ -347,6 +352,7 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
         expected_plan=params["expected_plan"],
         accept_copy=params["accept_copy"],
         lock_wait=params["lock_wait"],
+        long_transaction=params["long_transaction"],
         lock_timeout=params["lock_timeout"],
         long_lock_timeout=params["long_lock_timeout"],
         statement_timeout=params["statement_timeout"],
