@@ -1,0 +1,77 @@
+"""A physical standby as the target: refused before anything is begun, with its primary's address; reading works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from tests.support import as_migrator, run_module, wait_until, write_migrations
+from tools.account import Account
+from tools.binaries import find_binaries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def standby(cluster) -> Iterator[int]:
+    """Yield the port of a streaming standby of the cluster."""
+    programs, account = find_binaries(), Account.for_server()
+    assert programs is not None
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = Path("/tmp") / f"settler-standby-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    account.own(folder)
+    data = folder / "data"
+
+    def run(*command: str) -> None:
+        done = account.run(list(command))
+        assert done.returncode == 0, done.stdout
+
+    try:
+        run(programs["pg_basebackup"], "-R", "-X", "stream", "-c", "fast", "-D", str(data),
+            "-d", cluster.conninfo("postgres"))  # fmt: skip
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c hot_standby=on"
+        run(programs["pg_ctl"], "-D", str(data), "-l", f"{folder}/log", "-w", "-o", options, "start")
+        yield port
+    finally:
+        account.run([programs["pg_ctl"], "-D", str(data), "-m", "immediate", "stop"])
+        shutil.rmtree(folder)
+
+
+def test_standby_is_refused_by_name_of_its_primary_and_can_be_read(
+    cluster, roles, tmp_path, new_database, connect, standby
+):
+    database = new_database()
+    with connect("postgres") as server:
+        server.execute(f"GRANT pg_read_all_stats TO {roles.migrator}")
+        (sent,) = server.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+    superuser = cluster.conninfo("postgres").replace(f"port='{cluster.state.port}'", f"port='{standby}'")
+    with psycopg.connect(superuser, autocommit=True) as there:
+        wait_until(lambda: there.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [sent]).fetchone()[0])
+        wait_until(lambda: there.execute("SELECT count(*) FROM pg_stat_wal_receiver").fetchone()[0])
+    write_migrations(tmp_path, {"001_t.sql": "CREATE TABLE t (i int);"})
+    arguments = {
+        **as_migrator(cluster, roles, database),
+        "login_port": standby,
+        "directory": str(tmp_path),
+        "run_id": "r",
+        "set_role": roles.owner,
+    }
+    planned = run_module("migrate", arguments, check=True)
+    assert [one["file"] for one in planned["applied"]] == ["001_t.sql"]
+    result = run_module("migrate", arguments)
+    assert result["failed"]
+    assert f"127.0.0.1:{standby} is a standby: nothing can be written there" in result["msg"]
+    assert f"Connect to its primary, 127.0.0.1:{cluster.state.port}" in result["hint"]
+    with connect("postgres") as server:
+        server.execute(f"REVOKE pg_read_all_stats FROM {roles.migrator}")
