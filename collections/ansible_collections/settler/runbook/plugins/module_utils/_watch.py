@@ -87,6 +87,7 @@ class Watch:
         self._say = say
         self._own: psycopg.Connection[t.Any] | None = None
         self._stopped = threading.Event()
+        self._looking = threading.Lock()
         self._thread: threading.Thread | None = None
         self._since: float | None = None  # when the statement that runs now began
         self._title = ""
@@ -126,8 +127,9 @@ class Watch:
         try:
             yield
         finally:
-            self._since = None
-            self._detail = str
+            with self._looking:  # what a look has just ended is recorded before the statement counts as over
+                self._since = None
+                self._detail = str
 
     def counting(self, detail: t.Callable[[], str]) -> None:
         """Ask C(detail) for the rest of the progress line of the statement that runs now."""
@@ -142,11 +144,10 @@ class Watch:
     def _work(self) -> None:
         pause = min(max(self._options.lock_timeout / 4, 0.02), 0.5)
         while not self._stopped.wait(pause):
-            since = self._since
-            if since is None or time.monotonic() - since < pause:
-                continue
             try:
-                self._look()
+                with self._looking:
+                    if self._since is not None and time.monotonic() - self._since >= pause:
+                        self._look()
             except psycopg.Error:
                 if self._own:
                     self._own.close()
