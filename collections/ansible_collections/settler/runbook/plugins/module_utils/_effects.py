@@ -2,36 +2,126 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a statement does to relations and their locks, read from its parse tree."""
+"""What a statement does to relations: the locks that it takes and what it makes, read from its parse tree.
+
+The lock levels are those of PostgreSQL's manual («Explicit Locking») and of tablecmds.c, AlterTableGetLockLevel();
+a test compares them with pg_locks of real servers.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 import typing as t
 from dataclasses import dataclass
 
 with contextlib.suppress(ImportError):
     from pglast import ast, enums
-    from pglast.visitors import Visitor
+
+#: PostgreSQL's table locks, weakest first.
+LOCKS = (
+    "ACCESS SHARE",
+    "ROW SHARE",
+    "ROW EXCLUSIVE",
+    "SHARE UPDATE EXCLUSIVE",
+    "SHARE",
+    "SHARE ROW EXCLUSIVE",
+    "EXCLUSIVE",
+    "ACCESS EXCLUSIVE",
+)
+(
+    ACCESS_SHARE,
+    ROW_SHARE,
+    ROW_EXCLUSIVE,
+    SHARE_UPDATE_EXCLUSIVE,
+    SHARE,
+    SHARE_ROW_EXCLUSIVE,
+    EXCLUSIVE,
+    ACCESS_EXCLUSIVE,
+) = LOCKS
+
+MADE, DROPPED, RENAMED, CHECKED, VALIDATED = "made", "dropped", "renamed", "checked", "validated"
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A relation that a statement names, as the file writes it."""
+    """A relation that a statement names, as SQL writes it, and the lock that it takes on it; empty if it has none yet.
+
+    C(change) is what becomes of it: V(made), V(dropped), V(renamed) to C(name), V(checked) by a constraint C(name)
+    that C(column) is not null, or the constraint C(name) V(validated).
+    """
 
     relation: str
+    lock: str = ""
+    change: str = ""
+    name: str = ""
+    column: str = ""
+
+
+def quoted(*parts: str | None) -> str:
+    """Return a name as SQL writes it, with quotes where it needs them; parts that are empty are left out."""
+    return ".".join(part if _PLAIN.fullmatch(part) else '"' + part.replace('"', '""') + '"' for part in parts if part)
+
+
+_PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
+
+
+def relation_name(node: t.Any) -> str:
+    """Return the name of a RangeVar."""
+    return quoted(node.schemaname, node.relname)
+
+
+def listed_name(names: t.Iterable[t.Any]) -> str:
+    """Return a name that the parse tree has as a list of strings."""
+    return quoted(*(name.sval for name in names))
+
+
+def stronger(one: str, other: str) -> str:
+    """Return the stronger of two locks, either of which may be empty."""
+    return max(one, other, key=lambda lock: LOCKS.index(lock) if lock else -1)
 
 
 def effects(node: t.Any) -> tuple[Effect, ...]:
-    """Return the relations that a statement names, each once."""
-    found: dict[str, None] = {}
+    """Return what a statement does to the relations that it names, one effect a relation and change."""
+    locks = _locks_of_queries(node)
+    changes: list[Effect] = []
+    handler = _handlers().get(type(node))
+    for effect in handler(node) if handler else ():
+        if effect.lock:
+            _take(locks, effect.relation, effect.lock)
+        elif effect.change == MADE:
+            locks[effect.relation] = ""
+        if effect.change:
+            changes.append(effect)
+    return (*(Effect(relation, lock) for relation, lock in locks.items()), *changes)
 
-    class Relations(Visitor):
-        def visit_RangeVar(self, _ancestors: t.Any, name: t.Any) -> None:  # noqa: N802 - pglast calls it so
-            found[".".join(part for part in (name.schemaname, name.relname) if part)] = None
 
-    Relations()(node)
-    return tuple(Effect(name) for name in found)
+def _locks_of_queries(node: t.Any) -> dict[str, str]:
+    """Return all relations that a statement names, with the locks of queries that read and change rows."""
+    locks = {relation_name(name): ACCESS_SHARE for name in nodes(node, ast.RangeVar) if not _is_local(name)}
+    for cte in nodes(node, ast.CommonTableExpr):
+        locks.pop(quoted(cte.ctename), None)  # a name of the query, not of the database
+    for part in nodes(node, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt):
+        _take(locks, relation_name(part.relation), ROW_EXCLUSIVE)
+    for select in nodes(node, ast.SelectStmt):
+        for name in nodes(select.fromClause, ast.RangeVar) if select.lockingClause else ():
+            _take(locks, relation_name(name), ROW_SHARE)
+    return locks
+
+
+def nodes(tree: t.Any, *kinds: type) -> t.Iterator[t.Any]:
+    """Yield all nodes of these kinds in a part of a parse tree, itself included."""
+    if isinstance(tree, tuple):
+        for member in tree:
+            yield from nodes(member, *kinds)
+    elif isinstance(tree, ast.Node):
+        if isinstance(tree, kinds):
+            yield tree
+        for attribute in tree:
+            value = getattr(tree, attribute)
+            if isinstance(value, tuple | ast.Node):
+                yield from nodes(value, *kinds)
 
 
 def lock_class(node: t.Any) -> str:
@@ -44,9 +134,9 @@ def lock_class(node: t.Any) -> str:
     if kind in (ast.IndexStmt, ast.DropStmt):
         return "B" if node.concurrent else "A"
     if kind is ast.VacuumStmt:
-        return "A" if any(option.defname == "full" for option in node.options or ()) else "B"
+        return "A" if has_option(node.options, "full") else "B"
     if kind is ast.ReindexStmt:
-        return "B" if any(option.defname == "concurrently" for option in node.params or ()) else "A"
+        return "B" if has_option(node.params, "concurrently") else "A"
     if kind is ast.RefreshMatViewStmt:
         return "B" if node.concurrent else "A"
     if kind is ast.AlterTableStmt:
@@ -54,7 +144,218 @@ def lock_class(node: t.Any) -> str:
     return "A"
 
 
+def has_option(options: t.Iterable[t.Any] | None, name: str) -> bool:
+    """Tell whether an option is written."""
+    return any(option.defname == name for option in options or ())
+
+
 def _is_gentle(command: t.Any) -> bool:
     """Tell whether a part of ALTER TABLE takes SHARE UPDATE EXCLUSIVE and may take long."""
     validate, detach = enums.AlterTableType.AT_ValidateConstraint, enums.AlterTableType.AT_DetachPartition
     return bool(command.subtype == validate or (command.subtype == detach and command.def_.concurrent))
+
+
+def _is_local(name: t.Any) -> bool:
+    """Tell whether a name is one of the session: temporary relations concern nobody else."""
+    return bool(name.relpersistence == "t" or name.schemaname == "pg_temp")
+
+
+def _take(locks: dict[str, str], relation: str, lock: str) -> None:
+    locks[relation] = stronger(locks.get(relation, ""), lock)
+
+
+def _index(node: t.Any) -> t.Iterator[Effect]:
+    yield Effect(relation_name(node.relation), SHARE_UPDATE_EXCLUSIVE if node.concurrent else SHARE)
+
+
+def _make(node: t.Any) -> t.Iterator[Effect]:
+    """CREATE TABLE and its kin, with the tables that it refers to."""
+    table: t.Any = node.base if isinstance(node, ast.CreateForeignTableStmt) else node
+    yield Effect(relation_name(table.relation), change=MADE)
+    for parent in getattr(node, "inhRelations", None) or ():
+        yield Effect(relation_name(parent), ACCESS_EXCLUSIVE if node.partbound else SHARE_UPDATE_EXCLUSIVE)
+    yield from _referenced(node)
+
+
+def _referenced(node: t.Any) -> t.Iterator[Effect]:
+    """Yield the tables that new foreign keys point to."""
+    for constraint in nodes(node, ast.Constraint):
+        if constraint.pktable:
+            yield Effect(relation_name(constraint.pktable), SHARE_ROW_EXCLUSIVE)
+
+
+def _select_into(node: t.Any) -> t.Iterator[Effect]:
+    into = node.into if isinstance(node, ast.CreateTableAsStmt) else node.intoClause
+    if into and not _is_local(into.rel):
+        yield Effect(relation_name(into.rel), change=MADE)
+
+
+def _view(node: t.Any) -> t.Iterator[Effect]:
+    name = relation_name(node.view)
+    yield Effect(name, ACCESS_EXCLUSIVE) if node.replace else Effect(name, change=MADE)
+
+
+def _sequence(node: t.Any) -> t.Iterator[Effect]:
+    yield Effect(relation_name(node.sequence), change=MADE)
+
+
+def _alter_table(node: t.Any) -> t.Iterator[Effect]:
+    relation = relation_name(node.relation)
+    for command in node.cmds:
+        yield Effect(relation, _alter_lock(command))
+        kind, definition = command.subtype, command.def_
+        if kind == enums.AlterTableType.AT_AttachPartition:
+            yield Effect(relation_name(definition.name), ACCESS_EXCLUSIVE)
+        if kind == enums.AlterTableType.AT_DetachPartition:
+            lock = SHARE_UPDATE_EXCLUSIVE if definition.concurrent else ACCESS_EXCLUSIVE
+            yield Effect(relation_name(definition.name), lock)
+        if kind in (enums.AlterTableType.AT_AddInherit, enums.AlterTableType.AT_DropInherit):
+            yield Effect(relation_name(definition), SHARE_UPDATE_EXCLUSIVE)
+        if kind == enums.AlterTableType.AT_ValidateConstraint:
+            yield Effect(relation, change=VALIDATED, name=command.name)
+        if kind == enums.AlterTableType.AT_AddConstraint and (column := column_kept_from_null(definition)):
+            yield Effect(relation, change=CHECKED, name=definition.conname or "", column=column)
+        yield from _referenced(definition)
+
+
+def column_kept_from_null(constraint: t.Any) -> str:
+    """Return the column of a constraint CHECK (column IS NOT NULL), or an empty string."""
+    test: t.Any = constraint.raw_expr
+    is_null_test = isinstance(test, ast.NullTest) and test.nulltesttype == enums.NullTestType.IS_NOT_NULL
+    return test.arg.fields[-1].sval if is_null_test and isinstance(test.arg, ast.ColumnRef) else ""
+
+
+def _alter_lock(command: t.Any) -> str:
+    """Return the lock of one part of ALTER TABLE on the table that is altered."""
+    kind, definition = command.subtype, command.def_
+    if kind == enums.AlterTableType.AT_AddConstraint and definition.contype == enums.ConstrType.CONSTR_FOREIGN:
+        return SHARE_ROW_EXCLUSIVE
+    if kind == enums.AlterTableType.AT_DetachPartition:
+        return SHARE_UPDATE_EXCLUSIVE if definition.concurrent else ACCESS_EXCLUSIVE
+    if kind == enums.AlterTableType.AT_SetRelOptions and has_option(definition, "user_catalog_table"):
+        return ACCESS_EXCLUSIVE
+    return _alter_locks().get(kind, ACCESS_EXCLUSIVE)
+
+
+@functools.cache
+def _alter_locks() -> dict[t.Any, str]:
+    """Return the parts of ALTER TABLE that do with less than ACCESS EXCLUSIVE."""
+    kinds = enums.AlterTableType
+    gentle = (
+        kinds.AT_SetStatistics,
+        kinds.AT_ClusterOn,
+        kinds.AT_DropCluster,
+        kinds.AT_SetOptions,
+        kinds.AT_ResetOptions,
+        kinds.AT_SetRelOptions,
+        kinds.AT_ResetRelOptions,
+        kinds.AT_ValidateConstraint,
+        kinds.AT_AttachPartition,
+        kinds.AT_DetachPartitionFinalize,
+    )
+    triggers = (kind for kind in kinds if re.fullmatch("AT_(Enable|Disable).*Trig(All|User)?", kind.name))
+    return dict.fromkeys(gentle, SHARE_UPDATE_EXCLUSIVE) | dict.fromkeys(triggers, SHARE_ROW_EXCLUSIVE)
+
+
+def _rename(node: t.Any) -> t.Iterator[Effect]:
+    if not node.relation:
+        return
+    relation = relation_name(node.relation)
+    is_index = node.renameType == enums.ObjectType.OBJECT_INDEX
+    yield Effect(relation, SHARE_UPDATE_EXCLUSIVE if is_index else ACCESS_EXCLUSIVE)
+    if node.renameType in _relation_kinds():
+        yield Effect(relation, change=RENAMED, name=quoted(node.relation.schemaname, node.newname))
+
+
+@functools.cache
+def _relation_kinds() -> frozenset[t.Any]:
+    kinds = enums.ObjectType
+    return frozenset({
+        kinds.OBJECT_TABLE, kinds.OBJECT_VIEW, kinds.OBJECT_MATVIEW, kinds.OBJECT_SEQUENCE, kinds.OBJECT_FOREIGN_TABLE
+    })  # fmt: skip
+
+
+def _drop(node: t.Any) -> t.Iterator[Effect]:
+    kinds = enums.ObjectType
+    for name in node.objects:
+        if node.removeType in _relation_kinds():
+            yield Effect(listed_name(name), ACCESS_EXCLUSIVE)
+            yield Effect(listed_name(name), change=DROPPED)
+        elif node.removeType == kinds.OBJECT_INDEX:
+            yield Effect(listed_name(name), SHARE_UPDATE_EXCLUSIVE if node.concurrent else ACCESS_EXCLUSIVE)
+        elif node.removeType in (kinds.OBJECT_TRIGGER, kinds.OBJECT_POLICY, kinds.OBJECT_RULE):
+            yield Effect(listed_name(name[:-1]), ACCESS_EXCLUSIVE)
+
+
+def _each(lock: str, attribute: str) -> t.Callable[[t.Any], t.Iterator[Effect]]:
+    """Return a handler that takes a lock on the relation or relations that an attribute has."""
+
+    def handler(node: t.Any) -> t.Iterator[Effect]:
+        for name in nodes(getattr(node, attribute), ast.RangeVar):
+            yield Effect(relation_name(name), lock)
+
+    return handler
+
+
+def _lock(node: t.Any) -> t.Iterator[Effect]:
+    yield from _each(LOCKS[node.mode - 1], "relations")(node)
+
+
+def _vacuum(node: t.Any) -> t.Iterator[Effect]:
+    yield from _each(ACCESS_EXCLUSIVE if has_option(node.options, "full") else SHARE_UPDATE_EXCLUSIVE, "rels")(node)
+
+
+def _reindex(node: t.Any) -> t.Iterator[Effect]:
+    is_index = node.kind == enums.ReindexObjectType.REINDEX_OBJECT_INDEX
+    concurrent = has_option(node.params, "concurrently")
+    yield from _each(
+        SHARE_UPDATE_EXCLUSIVE if concurrent else ACCESS_EXCLUSIVE if is_index else SHARE, "relation"
+    )(node)  # fmt: skip
+
+
+def _refresh(node: t.Any) -> t.Iterator[Effect]:
+    yield from _each(EXCLUSIVE if node.concurrent else ACCESS_EXCLUSIVE, "relation")(node)
+
+
+def _copy(node: t.Any) -> t.Iterator[Effect]:
+    if node.relation and node.is_from:
+        yield Effect(relation_name(node.relation), ROW_EXCLUSIVE)
+
+
+def _comment(node: t.Any) -> t.Iterator[Effect]:
+    kinds = enums.ObjectType
+    if node.objtype in _relation_kinds():
+        yield Effect(listed_name(node.object), SHARE_UPDATE_EXCLUSIVE)
+    elif node.objtype == kinds.OBJECT_COLUMN:
+        yield Effect(listed_name(node.object[:-1]), SHARE_UPDATE_EXCLUSIVE)
+
+
+@functools.cache
+def _handlers() -> dict[type, t.Callable[[t.Any], t.Iterator[Effect]]]:
+    return {
+        ast.IndexStmt: _index,
+        ast.CreateStmt: _make,
+        ast.CreateForeignTableStmt: _make,
+        ast.CreateTableAsStmt: _select_into,
+        ast.SelectStmt: _select_into,
+        ast.ViewStmt: _view,
+        ast.CreateSeqStmt: _sequence,
+        ast.AlterSeqStmt: _each(SHARE_ROW_EXCLUSIVE, "sequence"),
+        ast.AlterTableStmt: _alter_table,
+        ast.AlterObjectSchemaStmt: _each(ACCESS_EXCLUSIVE, "relation"),
+        ast.RenameStmt: _rename,
+        ast.DropStmt: _drop,
+        ast.TruncateStmt: _each(ACCESS_EXCLUSIVE, "relations"),
+        ast.LockStmt: _lock,
+        ast.VacuumStmt: _vacuum,
+        ast.ClusterStmt: _each(ACCESS_EXCLUSIVE, "relation"),
+        ast.ReindexStmt: _reindex,
+        ast.RefreshMatViewStmt: _refresh,
+        ast.CreateTrigStmt: _each(SHARE_ROW_EXCLUSIVE, "relation"),
+        ast.CreatePolicyStmt: _each(ACCESS_EXCLUSIVE, "table"),
+        ast.AlterPolicyStmt: _each(ACCESS_EXCLUSIVE, "table"),
+        ast.RuleStmt: _each(ACCESS_EXCLUSIVE, "relation"),
+        ast.CreateStatsStmt: _each(SHARE_UPDATE_EXCLUSIVE, "relations"),
+        ast.CopyStmt: _copy,
+        ast.CommentStmt: _comment,
+    }
