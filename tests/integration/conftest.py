@@ -16,7 +16,8 @@ def apply(cluster, roles):
 
     def run(dbname, migrations, outcome=None, say=None, **changes):
         outcome = outcome or Outcome()
-        options = Options(**{"run_id": "run-1", "role": roles.owner, "lock_wait": 10, **changes})
+        usual = {"run_id": "run-1", "role": roles.owner, "lock_wait": 10, "hazards_allowed": ("all",)}
+        options = Options(**(usual | changes))
         with engine_connect(
             as_migrator(cluster, roles, dbname), application=f"runbook:{options.run_id}:migrate"
         ) as session:

@@ -220,9 +220,11 @@ def _alter_table(node: t.Any) -> t.Iterator[Effect]:
 
 def column_kept_from_null(constraint: t.Any) -> str:
     """Return the column of a constraint CHECK (column IS NOT NULL), or an empty string."""
-    test: t.Any = constraint.raw_expr
-    is_null_test = isinstance(test, ast.NullTest) and test.nulltesttype == enums.NullTestType.IS_NOT_NULL
-    return test.arg.fields[-1].sval if is_null_test and isinstance(test.arg, ast.ColumnRef) else ""
+    test = constraint.raw_expr
+    if type(test) is not ast.NullTest or test.nulltesttype != enums.NullTestType.IS_NOT_NULL:
+        return ""
+    column: t.Any = test.arg  # the class says of each of its members that it may be None
+    return column.fields[-1].sval if type(column).__name__ == "ColumnRef" else ""
 
 
 def _alter_lock(command: t.Any) -> str:
@@ -277,7 +279,7 @@ def _relation_kinds() -> frozenset[t.Any]:
 
 def _drop(node: t.Any) -> t.Iterator[Effect]:
     kinds = enums.ObjectType
-    for name in node.objects:
+    for name in node.objects or ():
         if node.removeType in _relation_kinds():
             yield Effect(listed_name(name), ACCESS_EXCLUSIVE)
             yield Effect(listed_name(name), change=DROPPED)

@@ -10,9 +10,15 @@ import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils import _batch, _steps, _transaction
 from ansible_collections.settler.runbook.plugins.module_utils._aftercare import maintain
-from ansible_collections.settler.runbook.plugins.module_utils._connection import prove_primary, reset, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._connection import (
+    may_become,
+    prove_primary,
+    reset,
+    set_role,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH, MigrationFile
+from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan, assess, refuse_hazards
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._lock import key_of, run_lock
 from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan, plan
@@ -81,6 +87,7 @@ def migrate(
         scripts = [parser(file) for file in todo.pending]  # all of them, before the first one changes anything
         outcome.warnings += [warning for script in scripts for warning in script.warnings]
         if scripts:
+            refuse_hazards(assess(connection, scripts, options))
             outcome.warnings += _old_transactions(connection, options)
         with Watch(connection, options, outcome, say) as watch:
             key = key_of(connection, options)
@@ -124,6 +131,15 @@ def pending_plan(
         refuse_copy(ledger, options)
         rows = ledger.rows()
     return plan(files, rows, out_of_order=options.out_of_order, phase=options.phase)
+
+
+def file_plans(
+    connection: psycopg.Connection[t.Any] | None, scripts: t.Sequence[Script], options: Options
+) -> tuple[FilePlan, ...]:
+    """Return what pending files would do in this database, seen as the role that would do it where that may be."""
+    if connection and scripts and may_become(connection, options.role):
+        set_role(connection, options.role)
+    return assess(connection, scripts, options)
 
 
 def refuse_unexpected(todo: Plan, options: Options) -> None:

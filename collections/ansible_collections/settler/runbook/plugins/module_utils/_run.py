@@ -35,6 +35,7 @@ class Options:
 
     C(lock_timeout) is for locks that make others queue, C(long_lock_timeout) for
     commands such as CREATE INDEX CONCURRENTLY that block nobody and would leave something invalid.
+    C(hazard_min_bytes) is how large a relation has to be for work on it to be a hazard; a loss of data always is.
     """
 
     run_id: str
@@ -57,8 +58,7 @@ class Options:
     analyze: bool = True
     refresh: bool = True
     hazards_allowed: tuple[str, ...] = ()
-    hazard_min_bytes: int = 0
-    check_hazards: bool = False
+    hazard_min_bytes: int = 10 * 1024 * 1024
     batch_max_lag: float = 10.0
     batch_max_transaction: float = 300.0
     progress_interval: float = 5.0

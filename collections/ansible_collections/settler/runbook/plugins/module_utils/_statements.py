@@ -17,6 +17,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._effects import Ef
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH, REPEATABLE, MigrationFile, line_at
 from ansible_collections.settler.runbook.plugins.module_utils._probes import Probe, probe_of
+from ansible_collections.settler.runbook.plugins.module_utils._risks import Risk, risks
 
 PGLAST_IMPORT_ERROR: str | None = None
 try:
@@ -40,7 +41,8 @@ class Statement:
 
     C(refuses) names the command if PostgreSQL refuses it in a transaction block, C(commits) is set where it may end
     transactions itself, C(session) where it only sets something for the statements after it. C(probe) says how to
-    find out in the catalogue whether it was done. C(effects) are its locks, objects and candidate hazards.
+    find out in the catalogue whether it was done. C(effects) are the relations that it locks and changes, C(risks) what
+    may be a hazard in a database where they have rows.
     """
 
     text: str
@@ -51,6 +53,7 @@ class Statement:
     waits: str = "A"
     probe: Probe | None = None
     effects: tuple[Effect, ...] = ()
+    risks: tuple[Risk, ...] = ()
 
     @property
     def first_line(self) -> str:
@@ -149,6 +152,7 @@ def _statements(file: MigrationFile, text: str, warnings: list[str]) -> t.Iterat
             waits=lock_class(node),
             probe=probe_of(node),
             effects=effects(node),
+            risks=risks(node),
         )
         _refuse(file, statement, node)
         yield statement

@@ -66,6 +66,17 @@ options:
     description: Go on in a database whose ledger was written on another server or under another name, and note it.
     type: bool
     default: false
+  hazards_allowed:
+    description:
+      - Names of hazards that do not stop the run, V(all) for each; a file may allow them with C(allow=), too.
+      - A hazard is a statement that would keep others from a large table for long, destroy data, or miss rows.
+    type: list
+    elements: str
+    default: []
+  hazard_min_bytes:
+    description: Size in bytes from which on work on a relation is a hazard. What destroys rows always is.
+    type: int
+    default: 10485760
   lock_wait:
     description: Seconds to wait for another run of the same database, and for backends that one has left.
     type: float
@@ -212,6 +223,33 @@ applied:
       description: How many statements it has.
       type: int
       returned: always
+    irreversible:
+      description: Whether the file says that only a restore leads back.
+      type: bool
+      returned: in check mode
+    lock:
+      description:
+        - The strongest lock on a relation that the database has already, as C(mode), C(relation), C(bytes) and
+          estimated C(rows); null if there is none.
+      type: dict
+      returned: in check mode
+    hazards:
+      description:
+        - Hazards that are allowed, each with C(hazard), C(file), C(line), C(relation), C(bytes), C(rows), C(meaning),
+          C(instead) and C(allowed), the reason.
+      type: list
+      elements: dict
+      returned: in check mode
+    text:
+      description: The plan as an operator reads it, a line each.
+      type: list
+      elements: str
+      returned: in check mode
+    code:
+      description: Lines of C(DO) and C(CALL), which no plan can look into.
+      type: list
+      elements: int
+      returned: in check mode
     rows:
       description: Rows that a batch file has changed; null of other files.
       type: int
@@ -224,6 +262,11 @@ applied:
       description: How often it was tried because of locks.
       type: int
       returned: when applied
+hazards:
+  description: Hazards that nobody allows.
+  returned: when there are any
+  type: list
+  elements: dict
 digest:
   description: SHA-256 of the plan, of names and checksums of the pending files in order.
   returned: success
@@ -294,7 +337,13 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate, pending_plan
+from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
+    file_plans,
+    migrate,
+    pending_plan,
+    refuse_unexpected,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
 from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
@@ -310,6 +359,8 @@ ARGUMENTS: dict[str, t.Any] = {
     "phase": {"type": "str", "choices": ["all", "expand"], "default": "all"},
     "expected_plan": {"type": "str", "default": ""},
     "accept_copy": {"type": "bool", "default": False},
+    "hazards_allowed": {"type": "list", "elements": "str", "default": []},
+    "hazard_min_bytes": {"type": "int", "default": 10485760},
     "lock_wait": {"type": "float", "default": 60.0},
     "long_transaction": {"type": "float", "default": 60.0},
     "lock_timeout": {"type": "float", "default": 2.0},
@@ -351,6 +402,8 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
         phase=params["phase"],
         expected_plan=params["expected_plan"],
         accept_copy=params["accept_copy"],
+        hazards_allowed=tuple(params["hazards_allowed"]),
+        hazard_min_bytes=params["hazard_min_bytes"],
         lock_wait=params["lock_wait"],
         long_transaction=params["long_transaction"],
         lock_timeout=params["lock_timeout"],
@@ -396,18 +449,11 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             "blockers": [],
         }
         if module.check_mode or not todo.pending or connection is None:
-            planned = [
-                {
-                    "file": script.file.file,
-                    "version": script.file.version,
-                    "checksum": script.file.checksum,
-                    "kind": script.file.kind,
-                    "transactional": script.transactional,
-                    "statements": len(script.statements),
-                }
-                for script in map(parse, todo.pending)
-            ]
-            return {**result, "applied": planned}
+            refuse_unexpected(todo, options)
+            plans = file_plans(connection, [parse(file) for file in todo.pending], options)
+            refuse_hazards(plans)
+            result["diff"]["prepared"] = "".join(plan.as_text() for plan in plans)
+            return {**result, "applied": [plan.as_dict() for plan in plans]}
         try:
             migrate(connection, files, options, outcome, say=_teller(stack, params["progress_file"]))
         except RunbookError as error:

@@ -38,6 +38,18 @@ options:
     description: Count files that are older than the newest applied one as pending, not as a problem.
     type: bool
     default: false
+  set_role:
+    description: Role that a run would work as; sizes and row security are seen with its eyes.
+    type: str
+  hazards_allowed:
+    description: Names of hazards that would not stop a run.
+    type: list
+    elements: str
+    default: []
+  hazard_min_bytes:
+    description: Size in bytes from which on work on a relation is a hazard.
+    type: int
+    default: 10485760
   application_roles:
     description: Roles that a maintenance window keeps out, to tell whether one is open.
     type: list
@@ -89,6 +101,14 @@ pending:
   type: list
   elements: str
   sample: [002_add_index.sql]
+plan:
+  description:
+    - What each pending file would do in this database, as RV(settler.runbook.migrate#module:applied) has it in check
+      mode; hazards that nobody allows have an empty C(allowed).
+    - Empty where pglast is missing, or where a run would refuse to start.
+  returned: always
+  type: list
+  elements: dict
 problem:
   description: Why a run would refuse to start; empty if it would not.
   returned: always
@@ -157,12 +177,18 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._maintenance import kept_out
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import file_plans
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._plan import newest, plan
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row
+from ansible_collections.settler.runbook.plugins.module_utils._run import Options
+from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
+    from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
+    from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 TABLES = """
 SELECT count(*)::int FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -213,15 +239,36 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
                 "tables": tables[0] if tables else 0,
                 "kept_out": kept_out(connection, params["application_roles"]),
             }
+            result |= _outlook(connection, files, rows, params)
+    if not result["exists"]:
+        result |= _outlook(None, files, rows, params)
     result["run_applied"] = [row.file for row in rows if row.run_id == params["run_id"]]
+    return result
+
+
+def _outlook(
+    connection: psycopg.Connection[t.Any] | None,
+    files: t.Sequence[MigrationFile],
+    rows: t.Sequence[LedgerRow],
+    params: t.Mapping[str, t.Any],
+) -> dict[str, t.Any]:
+    """Return what a run would do: C(problem), C(pending), C(head) and C(plan)."""
     try:
         todo = plan(files, rows, out_of_order=params["out_of_order"])
+        scripts = [] if PGLAST_IMPORT_ERROR else [parse(file) for file in todo.pending]
+        options = Options(
+            run_id=params["run_id"],
+            role=params["set_role"],
+            hazards_allowed=tuple(params["hazards_allowed"]),
+            hazard_min_bytes=params["hazard_min_bytes"],
+        )
+        plans = [plan.as_dict() for plan in file_plans(connection, scripts, options)]
     except RunbookError as error:
         known = {row.file for row in rows if row.state == "applied"}
         pending = [file.file for file in files if file.file not in known]
         head = newest([row for row in rows if row.file in known and not row.folder])
-        return {**result, "problem": error.message, "pending": pending, "head": head}
-    return {**result, "problem": "", "pending": [file.file for file in todo.pending], "head": todo.head}
+        return {"problem": error.message, "pending": pending, "head": head, "plan": []}
+    return {"problem": "", "pending": [file.file for file in todo.pending], "head": todo.head, "plan": plans}
 
 
 def main() -> None:
@@ -234,6 +281,9 @@ def main() -> None:
             "run_id": {"type": "str", "default": ""},
             "ledger_schema": {"type": "str", "default": "runbook"},
             "out_of_order": {"type": "bool", "default": False},
+            "set_role": {"type": "str"},
+            "hazards_allowed": {"type": "list", "elements": "str", "default": []},
+            "hazard_min_bytes": {"type": "int", "default": 10485760},
             "application_roles": {"type": "list", "elements": "str", "default": []},
             "events": {"type": "int", "default": 20},
         },
