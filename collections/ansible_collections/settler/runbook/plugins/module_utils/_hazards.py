@@ -128,7 +128,7 @@ class FilePlan:
     """What a pending file would do in this database.
 
     C(lock) is the strongest lock C(on) a relation that is there already, C(code) has the lines of DO and CALL: what
-    they do, nobody can tell beforehand.
+    they do, nobody can tell beforehand. C(advice) has lines of a linter.
     """
 
     file: str
@@ -142,6 +142,7 @@ class FilePlan:
     on: Relation | None = None
     hazards: tuple[Hazard, ...] = ()
     code: tuple[int, ...] = ()
+    advice: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, t.Any]:
         """Return the plan for a module's result."""
@@ -152,6 +153,7 @@ class FilePlan:
             "lock": self.on and {"mode": self.lock, **self.on.as_dict()},
             "hazards": list(told["hazards"]),
             "code": list(self.code),
+            "advice": list(self.advice),
             "text": self.lines(),
         }
 
@@ -169,10 +171,15 @@ class FilePlan:
             facts.append(f"code that a plan cannot look into at line{'s' * (len(self.code) > 1)} {_lines(self.code)}")
         if self.irreversible:
             facts.append("irreversible: the way back is a restore")
-        return ["; ".join(facts)] + [
-            f"{one.hazard} at line {one.line}: {one.relation}" + (f" (allowed: {one.allowed})" if one.allowed else "")
-            for one in self.hazards
-        ]
+        return (
+            ["; ".join(facts)]
+            + [
+                f"{one.hazard} at line {one.line}: {one.relation}"
+                + (f" (allowed: {one.allowed})" if one.allowed else "")
+                for one in self.hazards
+            ]
+            + list(self.advice)
+        )
 
 
 def size(count: int) -> str:

@@ -66,6 +66,12 @@ options:
     description: Go on in a database whose ledger was written on another server or under another name, and note it.
     type: bool
     default: false
+  shapes:
+    description:
+      - How to name a schema that the database has without a ledger, most particular first. The key is the name, the
+        value has lists of relations, C(with) and C(without).
+    type: dict
+    default: {}
   hazards_allowed:
     description:
       - Names of hazards that do not stop the run, V(all) for each; a file may allow them with C(allow=), too.
@@ -245,6 +251,11 @@ applied:
       type: list
       elements: str
       returned: in check mode
+    advice:
+      description: What squawk says beyond the hazards, where it is installed beside the module's Python or on PATH.
+      type: list
+      elements: str
+      returned: in check mode
     code:
       description: Lines of C(DO) and C(CALL), which no plan can look into.
       type: list
@@ -269,6 +280,15 @@ hazards:
   elements: dict
 digest:
   description: SHA-256 of the plan, of names and checksums of the pending files in order.
+  returned: success
+  type: str
+foreign_ledgers:
+  description: Ledgers of other tools, where the database has none of ours.
+  returned: success
+  type: list
+  elements: str
+shape:
+  description: Name of the one of O(shapes) that a database without a ledger has; empty if it has none.
   returned: success
   type: str
 later:
@@ -334,6 +354,8 @@ import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
+from ansible_collections.settler.runbook.plugins.module_utils._advice import advice
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
@@ -348,6 +370,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._module import run
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
 from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
 
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+
 ARGUMENTS: dict[str, t.Any] = {
     "directory": {"type": "path", "required": True},
     "optional": {"type": "list", "elements": "str", "default": []},
@@ -359,6 +384,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "phase": {"type": "str", "choices": ["all", "expand"], "default": "all"},
     "expected_plan": {"type": "str", "default": ""},
     "accept_copy": {"type": "bool", "default": False},
+    "shapes": {"type": "dict", "default": {}},
     "hazards_allowed": {"type": "list", "elements": "str", "default": []},
     "hazard_min_bytes": {"type": "int", "default": 10485760},
     "lock_wait": {"type": "float", "default": 60.0},
@@ -447,11 +473,20 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             "digest": todo.digest,
             "later": [file.file for file in todo.later],
             "blockers": [],
+            "foreign_ledgers": [],
+            "shape": "",
         }
+        if connection and not todo.applied:
+            result |= _history(connection, module)
         if module.check_mode or not todo.pending or connection is None:
             refuse_unexpected(todo, options)
             plans = file_plans(connection, [parse(file) for file in todo.pending], options)
             refuse_hazards(plans)
+            told = advice(todo.pending)
+            plans = [
+                dataclasses.replace(plan, advice=tuple(told.get(str(file.path), ())))
+                for plan, file in zip(plans, todo.pending, strict=True)
+            ]
             result["diff"]["prepared"] = "".join(plan.as_text() for plan in plans)
             return {**result, "applied": [plan.as_dict() for plan in plans]}
         try:
@@ -463,6 +498,17 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             for warning in outcome.warnings:
                 module.warn(warning)
     return {**result, "changed": bool(outcome.applied), **_told(outcome)}
+
+
+def _history(connection: psycopg.Connection[t.Any], module: AnsibleModule) -> dict[str, t.Any]:
+    """Return, and warn of, what a database without a ledger has been through."""
+    found = [str(ledger) for ledger in foreign_ledgers(connection)]
+    for ledger in found:
+        module.warn(
+            f"the database has the ledger of another tool: {ledger}; playbooks/adopt.yml takes over those of "
+            "Flyway and dbmate, and migrate_baseline stands for all others"
+        )
+    return {"foreign_ledgers": found, "shape": shape_of(connection, module.params["shapes"])}
 
 
 def _teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], None] | None:
