@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -174,10 +174,25 @@ def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
     ready.migration("002_two.sql", "CREATE TABLE two (id int);\n")
     kept = ready.folder / "inventory"
     before = ready.dump(), ready.databases(), sorted(kept.rglob("*"))
-    names = ["adopt", "backup", "create_database", "maintenance", "migrate", "repair", "rollback", "status", "verify"]
-    repair = {"repair_file": "001_initial_schema.sql", "repair_reason": "a try", "repair_action": "forget"}
+    names = [
+        "adopt",
+        "backup",
+        "create_database",
+        "fleet",
+        "maintenance",
+        "migrate",
+        "repair",
+        "rollback",
+        "status",
+        "verify",
+    ]
+    own: dict[str, dict[str, Any]] = {
+        "adopt": {"migrate_baseline": "001"},
+        "fleet": {"migrate_databases": [ready.database]},
+        "repair": {"repair_file": "001_initial_schema.sql", "repair_reason": "a try", "repair_action": "forget"},
+    }
     for name in names:
-        run = ready.play(f"{name}.yml", "--check", "--diff", **repair, migrate_baseline="001")
+        run = ready.play(f"{name}.yml", "--check", "--diff", **own.get(name, {}))
         assert run.rc == 0, run.output
         assert (ready.dump(), ready.databases(), sorted(kept.rglob("*"))) == before, name
     assert sorted(path.stem for path in project.ROOT.glob("playbooks/*.yml")) == sorted([*names, "guard", "setup"])

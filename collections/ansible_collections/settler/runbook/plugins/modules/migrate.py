@@ -155,6 +155,25 @@ options:
     type: list
     elements: str
     default: []
+  databases:
+    description:
+      - Names and patterns of the databases of one server to migrate in one call; O(login_db) then only serves to find
+        them. A run that stopped is simply repeated, what is done has nothing pending.
+    type: list
+    elements: str
+    default: []
+  canary:
+    description: The one of O(databases) to migrate first and alone; by default the first of them.
+    type: str
+    default: ''
+  workers:
+    description: How many of O(databases) are migrated at a time. Each takes two sessions.
+    type: int
+    default: 4
+  max_failures:
+    description: After so many failures no further one of O(databases) is begun. A canary that fails ends the run.
+    type: int
+    default: 1
   progress_file:
     description:
       - File to which lines of progress are appended, one every few seconds at most.
@@ -326,6 +345,13 @@ refreshed:
   returned: when files were tried
   type: list
   elements: str
+databases:
+  description:
+    - Of each of O(databases) its own result, with C(database) and C(state), which is V(ok), V(changed), V(failed) or
+      V(left) if it was not begun.
+  returned: when O(databases) is given
+  type: list
+  elements: dict
 file:
   description: Path of the file that failed.
   returned: when a statement failed
@@ -350,6 +376,7 @@ hint:
 
 import contextlib
 import dataclasses
+import functools
 import typing as t
 from pathlib import Path
 
@@ -359,6 +386,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._advice import adv
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
+from ansible_collections.settler.runbook.plugins.module_utils._fleet import databases_of, run_fleet
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
     file_plans,
@@ -371,7 +399,11 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import Blocke
 from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
 
 if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
+    from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan
+    from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import Script
 
 ARGUMENTS: dict[str, t.Any] = {
     "directory": {"type": "path", "required": True},
@@ -403,6 +435,10 @@ ARGUMENTS: dict[str, t.Any] = {
     "batch_max_lag": {"type": "float", "default": 10.0},
     "batch_max_transaction": {"type": "float", "default": 300.0},
     "out_of_order": {"type": "list", "elements": "str", "default": []},
+    "databases": {"type": "list", "elements": "str", "default": []},
+    "canary": {"type": "str", "default": ""},
+    "workers": {"type": "int", "default": 4},
+    "max_failures": {"type": "int", "default": 1},
     "progress_file": {"type": "path"},
 }
 
@@ -452,19 +488,74 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
-    """Plan; then, unless in check mode, apply."""
+    """Plan; then, unless in check mode, apply; in one database or in many."""
     params = module.params
     if PGLAST_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("pglast"), exception=PGLAST_IMPORT_ERROR)
     options = options_of(params)
     files = read_migrations(params["directory"], params["optional"])
-    application = f"runbook:{params['run_id']}:migrate"
+    with contextlib.ExitStack() as stack:
+        say = _teller(stack, params["progress_file"])
+        if params["databases"]:
+            return _fleet(module, files, options, say)
+        return _database(module, params["login_db"], files, options, say, parse)
+
+
+def _fleet(
+    module: AnsibleModule, files: t.Sequence[MigrationFile], options: Options, say: t.Callable[[str], None] | None
+) -> dict[str, t.Any]:
+    """Work in each database that is meant.
+
+    Raises:
+        RunbookError: one failed.
+    """
+    params = module.params
+    with connect(params, application=f"runbook:{options.run_id}:fleet") as server:
+        names = databases_of(server, params["databases"])
+    parse_once = functools.cache(parse)
+
+    def one(name: str) -> dict[str, t.Any]:
+        told = (lambda line: say(f"{name}: {line}")) if say else None
+        result = _database(module, name, files, options, told, parse_once)
+        if told:
+            told(f"{len(result['applied'])} applied, at version {result['head']}")
+        return result
+
+    results = run_fleet(
+        names, one, canary=params["canary"], workers=params["workers"], max_failures=params["max_failures"]
+    )
+    states = {state: [one["database"] for one in results if one["state"] == state] for state in ("failed", "left")}
+    if states["failed"]:
+        first = next(one for one in results if one["state"] == "failed")
+        raise RunbookError(
+            f"{len(states['failed'])} of {len(results)} databases failed: {', '.join(states['failed'][:20])}"
+            f"{', …' * (len(states['failed']) > 20)}; {len(states['left'])} were not begun\n"
+            f"  {first['database']}: {first['msg']}",
+            hint=first["hint"],
+            databases=results,
+            changed=any(one["state"] == "changed" for one in results),
+        )
+    return {
+        "changed": any(one["changed"] for one in results),
+        "databases": results,
+        "applied": [],
+        "diff": [{**one["diff"], "before_header": one["database"], "after_header": one["database"]} for one in results],
+    }
+
+
+def _database(
+    module: AnsibleModule,
+    name: str,
+    files: t.Sequence[MigrationFile],
+    options: Options,
+    say: t.Callable[[str], None] | None,
+    parser: t.Callable[[MigrationFile], Script],
+) -> dict[str, t.Any]:
+    """Plan and, unless in check mode, apply in one database."""
     open_connection = connect_if_exists if module.check_mode else connect
     outcome = Outcome()
-    with contextlib.ExitStack() as stack:
-        connection = open_connection(params, application=application)
-        if connection is not None:
-            stack.enter_context(connection)
+    connection = open_connection({**module.params, "login_db": name}, application=f"runbook:{options.run_id}:migrate")
+    with connection or contextlib.nullcontext():
         todo = pending_plan(connection, files, options)
         result: dict[str, t.Any] = {
             "changed": bool(todo.pending),
@@ -479,18 +570,11 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         if connection and not todo.applied:
             result |= _history(connection, module)
         if module.check_mode or not todo.pending or connection is None:
-            refuse_unexpected(todo, options)
-            plans = file_plans(connection, [parse(file) for file in todo.pending], options)
-            refuse_hazards(plans)
-            told = advice(todo.pending)
-            plans = [
-                dataclasses.replace(plan, advice=tuple(told.get(str(file.path), ())))
-                for plan, file in zip(plans, todo.pending, strict=True)
-            ]
+            plans = _planned(connection, todo, options, parser)
             result["diff"]["prepared"] = "".join(plan.as_text() for plan in plans)
             return {**result, "applied": [plan.as_dict() for plan in plans]}
         try:
-            migrate(connection, files, options, outcome, say=_teller(stack, params["progress_file"]))
+            migrate(connection, files, options, outcome, say=say, parser=parser)
         except RunbookError as error:
             error.facts.update(_told(outcome))
             raise
@@ -498,6 +582,27 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             for warning in outcome.warnings:
                 module.warn(warning)
     return {**result, "changed": bool(outcome.applied), **_told(outcome)}
+
+
+def _planned(
+    connection: psycopg.Connection[t.Any] | None,
+    todo: Plan,
+    options: Options,
+    parser: t.Callable[[MigrationFile], Script],
+) -> list[FilePlan]:
+    """Return what each pending file would do, with advice.
+
+    Raises:
+        RunbookError: it is not the plan that was approved, or has hazards that nobody allows.
+    """
+    refuse_unexpected(todo, options)
+    plans = file_plans(connection, [parser(file) for file in todo.pending], options)
+    refuse_hazards(plans)
+    told = advice(todo.pending)
+    return [
+        dataclasses.replace(plan, advice=tuple(told.get(str(file.path), ())))
+        for plan, file in zip(plans, todo.pending, strict=True)
+    ]
 
 
 def _history(connection: psycopg.Connection[t.Any], module: AnsibleModule) -> dict[str, t.Any]:
