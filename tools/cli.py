@@ -25,6 +25,7 @@ Settler's database runbook, run from one place.
   ./runbook lint              the linters         ./runbook format   repair what they can repair
   ./runbook setup             make .venv and nothing else
   ./runbook cluster up|down|status                the demo's PostgreSQL alone
+  ./runbook bench [ARG…]      compare the engine with its peers (--help tells how)
   ./runbook expect            write sql/verify/expected.yml from sql/migrations
   ./runbook readmes           write the variables of the roles into their READMEs
   ./runbook lock [ARG…]       compile requirements.lock from pyproject.toml (--upgrade for newer versions)
@@ -137,6 +138,12 @@ def _expect(arguments: list[str]) -> int:
     return quality.tool("expect", arguments)
 
 
+def _bench(arguments: list[str]) -> int:
+    bootstrap.ensure()
+    ensure_binaries()
+    return quality.tool("bench", arguments)
+
+
 def _readmes(arguments: list[str]) -> int:
     bootstrap.ensure()
     return quality.tool("readmes", arguments)
@@ -161,6 +168,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "lint": _lint,
     "format": _format,
     "test": _test,
+    "bench": _bench,
     "expect": _expect,
     "readmes": _readmes,
     "lock": _lock,

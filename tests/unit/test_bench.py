@@ -1,0 +1,34 @@
+"""The bench: its table, its medians, and the files that it writes for each tool."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
+from ansible_collections.settler.runbook.plugins.module_utils._statements import parse
+
+from tools import bench
+
+
+def test_ratios_are_to_the_base_and_a_row_without_a_figure_has_its_note():
+    lines = bench.table("t", [("a", 2.0, ""), ("b", 1.0, ""), ("c", None, "keeps no ledger")], "a")
+    assert [line.split() for line in lines] == [
+        ["t"], ["a", "2.000", "s", "1.00", "×"], ["b", "1.000", "s", "0.50", "×"], ["c", "–", "keeps", "no", "ledger"]
+    ]  # fmt: skip
+
+
+def test_the_median_of_nothing_is_no_figure():
+    assert (bench.median([3, 1, 2]), bench.median([])) == (2, None)
+
+
+@pytest.mark.parametrize("tool", bench.TOOLS, ids=lambda tool: tool.name)
+def test_each_tool_gets_as_many_files_with_the_same_statements(tool, tmp_path):
+    tool.write(tmp_path, 3)
+    texts = [file.read_text() for file in sorted(tmp_path.rglob("*")) if file.is_file()]
+    for number in range(1, 4):
+        for statement in bench.statements(number):
+            assert sum(statement in text for text in texts) == 1
+
+
+def test_the_engine_takes_the_plain_files(tmp_path):
+    bench.write_plain(tmp_path, 2)
+    assert [len(parse(file).statements) for file in read_migrations(str(tmp_path))] == [2, 2]
