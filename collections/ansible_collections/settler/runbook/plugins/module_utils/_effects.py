@@ -99,15 +99,23 @@ def effects(node: t.Any) -> tuple[Effect, ...]:
 
 def _locks_of_queries(node: t.Any) -> dict[str, str]:
     """Return all relations that a statement names, with the locks of queries that read and change rows."""
-    locks = {relation_name(name): ACCESS_SHARE for name in nodes(node, ast.RangeVar) if not _is_local(name)}
-    for cte in nodes(node, ast.CommonTableExpr):
+    found: dict[type, list[t.Any]] = {}
+    for part in nodes(node, ast.RangeVar, ast.CommonTableExpr, ast.SelectStmt, *_changing()):  # one walk for all
+        found.setdefault(type(part), []).append(part)
+    locks = {relation_name(name): ACCESS_SHARE for name in found.get(ast.RangeVar, ()) if not _is_local(name)}
+    for cte in found.get(ast.CommonTableExpr, ()):
         locks.pop(quoted(cte.ctename), None)  # a name of the query, not of the database
-    for part in nodes(node, ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt):
-        _take(locks, relation_name(part.relation), ROW_EXCLUSIVE)
-    for select in nodes(node, ast.SelectStmt):
+    for kind in _changing():
+        for part in found.get(kind, ()):
+            _take(locks, relation_name(part.relation), ROW_EXCLUSIVE)
+    for select in found.get(ast.SelectStmt, ()):
         for name in nodes(select.fromClause, ast.RangeVar) if select.lockingClause else ():
             _take(locks, relation_name(name), ROW_SHARE)
     return locks
+
+
+def _changing() -> tuple[type, ...]:
+    return (ast.InsertStmt, ast.UpdateStmt, ast.DeleteStmt, ast.MergeStmt)
 
 
 def nodes(tree: t.Any, *kinds: type) -> t.Iterator[t.Any]:
