@@ -82,18 +82,7 @@ def _read_line(found: Directives, line: str, where: str) -> Directives:
         if name == "reason" and position and words[position - 1].startswith("allow="):
             continue
         if name == "allow":
-            reason = words[position + 1].partition("=")[2] if words[position + 1 :][:1] else ""
-            if (
-                not value
-                or not words[position + 1 :][:1]
-                or not words[position + 1].startswith("reason=")
-                or not reason
-            ):
-                raise RunbookError(
-                    f"{where}: allow={value} says no reason",
-                    hint=f'Write: -- runbook: allow={value or "<hazard>"} reason="why it is no danger here"',
-                )
-            found = replace(found, allows=(*found.allows, (value, reason)))
+            found = replace(found, allows=(*found.allows, _allowance(value, words[position + 1 :], where)))
         elif name in _FLAGS and not equals:
             found = replace(found, **_FLAGS[name])
         elif name in _VALUES and value:
