@@ -83,7 +83,54 @@ _HEALTH = (
         "enabled",
         "ALTER TABLE … ENABLE TRIGGER; a disabled foreign key trigger lets orphans in.",
     ),
+    _Health(
+        "collation version",
+        """
+        SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname), 'made with version ' || c.collversion
+        FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
+        WHERE c.collversion IS DISTINCT FROM pg_collation_actual_version(c.oid) AND c.collversion IS NOT NULL
+          AND (c.oid >= 16384 OR EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refobjid = c.oid
+                                         AND d.refclassid = 'pg_catalog.pg_collation'::regclass))
+        UNION ALL
+        SELECT 'database ' || quote_ident(datname), 'made with version ' || (to_jsonb(d) ->> 'datcollversion')
+        FROM pg_catalog.pg_database d, pg_catalog.pg_collation c
+        WHERE datname = current_database() AND to_jsonb(d) ->> 'datcollversion' IS NOT NULL
+          AND to_jsonb(d) ->> 'datlocprovider' = 'c' AND c.collname = d.datcollate AND c.collprovider = 'c'
+          AND c.collencoding IN (-1, d.encoding)
+          AND to_jsonb(d) ->> 'datcollversion' <> pg_collation_actual_version(c.oid)
+        """,
+        "that of the operating system",
+        "Indexes on text may be in a wrong order: REINDEX, then ALTER … REFRESH COLLATION VERSION.",
+    ),
 )
+
+_SEQUENCES = """
+SELECT s.oid::regclass::text, t.oid::regclass::text, quote_ident(a.attname), p.seqincrement
+FROM pg_catalog.pg_sequence p JOIN pg_catalog.pg_class s ON s.oid = p.seqrelid
+JOIN pg_catalog.pg_depend d ON d.objid = s.oid AND d.classid = 'pg_catalog.pg_class'::regclass
+  AND d.deptype IN ('a', 'i') AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjsubid > 0
+JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
+JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+WHERE s.relpersistence <> 't' AND has_table_privilege(t.oid, 'SELECT') AND has_sequence_privilege(s.oid, 'SELECT')
+ORDER BY 1
+"""
+
+#: Foreign keys of tables, not of single partitions, with what is needed to look for orphans.
+_FOREIGN_KEYS = """
+SELECT k.conrelid::regclass::text || '.' || quote_ident(k.conname), k.conrelid::regclass::text,
+       k.confrelid::regclass::text,
+       (SELECT array_agg(quote_ident(a.attname) ORDER BY i) FROM unnest(k.conkey) WITH ORDINALITY u (n, i)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.n),
+       (SELECT array_agg(quote_ident(a.attname) ORDER BY i) FROM unnest(k.confkey) WITH ORDINALITY u (n, i)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.n),
+       coalesce((SELECT sum(pg_relation_size(p.relid)) FROM pg_catalog.pg_partition_tree(k.conrelid) p),
+                pg_relation_size(k.conrelid))::bigint
+FROM pg_catalog.pg_constraint k
+WHERE k.contype = 'f' AND k.conparentid = 0
+  AND has_table_privilege(k.conrelid, 'SELECT') AND has_table_privilege(k.confrelid, 'SELECT')
+  AND NOT row_security_active(k.conrelid) AND NOT row_security_active(k.confrelid)
+ORDER BY 1
+"""
 
 
 @dataclass(frozen=True)
@@ -167,6 +214,68 @@ def health(connection: psycopg.Connection[t.Any]) -> list[Check]:
         if not broken:
             rows.append(Check(look.check, "all", "ok", look.expected, look.expected))
     return rows
+
+
+def sequences(connection: psycopg.Connection[t.Any]) -> list[Check]:
+    """Look for sequences that would give a number again that their column already has."""
+    rows = []
+    for name, table, column, increment in connection.execute(_SEQUENCES).fetchall():
+        edge, behind = ("max", "<") if increment > 0 else ("min", ">")
+        query = (
+            f"SELECT s.last_value, t.edge FROM {name} s, (SELECT {edge}({column}) AS edge FROM {table}) t "  # noqa: S608
+            f"WHERE s.last_value {behind} t.edge OR (s.last_value = t.edge AND NOT s.is_called)"
+        )
+        found = connection.execute(query.encode()).fetchone()
+        rows.append(
+            Check("sequence ahead", name)
+            if found is None
+            else Check(
+                "sequence ahead",
+                name,
+                "failed",
+                f"beyond {found[1]}",
+                str(found[0]),
+                f"SELECT setval('{name}', (SELECT {edge}({column}) FROM {table}));",  # noqa: S608 - for the reader
+            )
+        )
+    return rows
+
+
+def orphans(connection: psycopg.Connection[t.Any], max_bytes: int) -> tuple[list[Check], list[str]]:
+    """Look for rows that refer to none, also of foreign keys that are NOT VALID.
+
+    Args:
+        connection: as a role that sees all rows; tables of which it does not are left out.
+        max_bytes: tables larger than that are not read.
+
+    Returns:
+        A row for each foreign key, and the names of those whose table is too large.
+    """
+    rows, large = [], []
+    for name, child, parent, columns, keys, size in connection.execute(_FOREIGN_KEYS).fetchall():
+        if size > max_bytes:
+            large.append(name)
+            continue
+        same = " AND ".join(f"p.{key} = c.{column}" for column, key in zip(columns, keys, strict=True))
+        there = " AND ".join(f"c.{column} IS NOT NULL" for column in columns)
+        query = (
+            f"SELECT concat_ws(', ', {', '.join(f'c.{column}' for column in columns)}) FROM {child} c "  # noqa: S608
+            f"WHERE {there} AND NOT EXISTS (SELECT FROM {parent} p WHERE {same}) LIMIT 1"
+        )
+        found = connection.execute(query.encode()).fetchone()
+        rows.append(
+            Check("no orphans", name)
+            if found is None
+            else Check(
+                "no orphans",
+                name,
+                "failed",
+                f"each row has its own in {parent}",
+                f"{', '.join(columns)} = {found[0]}",
+                "Rows came in while triggers were off, or the constraint is NOT VALID: delete or mend them.",
+            )
+        )
+    return rows, large
 
 
 def table_of(rows: t.Iterable[Check], *, limit: int = 20) -> str:

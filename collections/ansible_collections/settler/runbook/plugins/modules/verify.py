@@ -41,6 +41,13 @@ options:
   set_role:
     description: Role to become, the owner of the tables, so that probe rows can be made.
     type: str
+  orphans_max_bytes:
+    description:
+      - Size in bytes of a table up to which its rows are read to find those whose foreign key refers to nothing, also
+        for keys that are NOT VALID. Larger ones are named in RV(orphans_unread).
+      - Tables of which O(set_role) does not see all rows are left out.
+    type: int
+    default: 1073741824
   isolation:
     description: What to prove about tenants. Without it nothing is proved.
     type: dict
@@ -150,6 +157,11 @@ digest:
   description: SHA-256 of the catalogue, the same for the same schema on any server.
   returned: always
   type: str
+orphans_unread:
+  description: Foreign keys of tables that are too large to look for orphans in.
+  returned: always
+  type: list
+  elements: str
 catalogue:
   description: The catalogue in the shape of an expectation; only when O(expected) is not given.
   returned: when O(expected) is not given
@@ -167,7 +179,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._isolation import Settings, prove
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
-from ansible_collections.settler.runbook.plugins.module_utils._verify import Check, compare, health, table_of
+from ansible_collections.settler.runbook.plugins.module_utils._verify import (
+    Check,
+    compare,
+    health,
+    orphans,
+    sequences,
+    table_of,
+)
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -189,6 +208,9 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         if expected is not None:
             rows += compare(expected, catalogue)
         rows += health(connection)
+        rows += sequences(connection)
+        found, unread = orphans(connection, params["orphans_max_bytes"])
+        rows += found
         if isolation:
             rows += prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
     if params["unexpected"] == "ignore":
@@ -201,6 +223,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         "counts": counts,
         "isolated_tables": isolated,
         "digest": digest(catalogue),
+        "orphans_unread": unread,
     }
     if expected is None:
         result["catalogue"] = catalogue
@@ -238,6 +261,7 @@ def main() -> None:
             "exclude_schemas": {"type": "list", "elements": "str", "default": ["runbook"]},
             "unexpected": {"type": "str", "choices": ["warn", "fail", "ignore"], "default": "warn"},
             "set_role": {"type": "str"},
+            "orphans_max_bytes": {"type": "int", "default": 1073741824},
             "isolation": {
                 "type": "dict",
                 "options": {
