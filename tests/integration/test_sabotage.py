@@ -38,7 +38,7 @@ SABOTAGES = {
     "nullable": ("ALTER TABLE users ALTER email DROP NOT NULL", "email"),
     "not nullable": ("ALTER TABLE jobs ALTER version SET NOT NULL", "version"),
     "another owner of a table": ("ALTER TABLE users OWNER TO settler_app", "public.users"),
-    "another owner of a view": ("ALTER MATERIALIZED VIEW private.mv_job_performance OWNER TO settler_app", "mv_job_perf"),
+    "a view of another": ("ALTER MATERIALIZED VIEW private.mv_job_performance OWNER TO settler_app", "mv_job_perf"),
     "another owner of a schema": ("ALTER SCHEMA public OWNER TO postgres", "public"),
     "a grant to everybody": ("GRANT SELECT ON users TO PUBLIC", "public.users"),
     "a grant on a column": ("GRANT UPDATE (email) ON users TO PUBLIC", "email"),
@@ -185,11 +185,16 @@ def test_every_trigger_is_watched(session, subtests):
                 assert any(trigger in line for line in problems(session))
 
 
-def test_the_module_tells_of_an_orphan_and_of_tables_that_it_did_not_read(good, cluster, roles):
+def test_the_module_tells_of_tables_that_it_did_not_read_and_writes_junit_for_its_owner(good, cluster, roles, tmp_path):
     arguments = {
         **as_migrator(cluster, roles, good), "expected": None, "role_names": {}, "exclude_schemas": ["runbook"],
         "unexpected": "warn", "set_role": "settler_owner", "orphans_max_bytes": 0, "isolation": None, "run_id": "",
+        "allow": [{"check": "*", "object": "public.x", "reason": "gone soon", "until": "2999-01-01"}],
+        "junit": str(tmp_path / "verify.xml"),
     }  # fmt: skip
     result = call_module("verify", arguments)
     assert result["counts"]["failed"] == 0
     assert any("executions_job_id_fkey" in name for name in result["orphans_unread"])
+    written = tmp_path / "verify.xml"
+    assert written.stat().st_mode & 0o777 == 0o600
+    assert written.read_text().count("<testcase ") == sum(result["counts"].values())

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
+from xml.etree import ElementTree as ET
 
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils._verify import Check, compare, table_of
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._verify import (
+    Check,
+    allow,
+    compare,
+    junit_of,
+    read_allowances,
+    table_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -212,3 +222,50 @@ def test_long_values_are_cut_to_where_they_differ(prefix, suffix):
     assert "MINE" in expected
     assert "OTHER" in actual
     assert max(len(expected), len(actual)) < 140
+
+
+ROWS = [
+    Check("table", "public.a", "failed", "there", "missing"),
+    Check("index", "public.b", "unexpected", "", "\x01 there"),
+    Check("column", "public.c"),
+]
+TODAY = dt.date(2026, 11, 24)
+
+
+def allowance(**changes):
+    return {"check": "*", "object": "public.a", "reason": "goes next week", "until": "2026-11-24", **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "allowed"),
+        ({"object": "public.*"}, "allowed"),
+        ({"check": "table"}, "allowed"),
+        ({"check": "index"}, "failed"),
+        ({"object": "public"}, "failed"),
+        ({"until": "2026-11-23"}, "failed"),
+    ],
+)
+def test_an_exception_covers_what_it_names_until_its_day(changes, status):
+    first, _second, third = allow(ROWS, read_allowances([allowance(**changes)]), TODAY)
+    assert (first.status, third.status) == (status, "ok")
+    if changes.get("until"):
+        assert "ended on 2026-11-23: goes next week" in first.hint
+
+
+@pytest.mark.parametrize(("changes", "told"), [({"until": "soon"}, "no day such as"), ({"reason": " "}, "no reason")])
+def test_an_exception_without_a_day_or_a_reason_is_refused(changes, told):
+    with pytest.raises(RunbookError, match=f"verify_allow, entry 1: .*{told}"):
+        read_allowances([allowance(**changes)])
+
+
+def test_junit_has_a_case_for_each_check_and_is_xml_whatever_the_objects_are_called():
+    rows = allow(ROWS, read_allowances([allowance()]), TODAY)
+    suite = ET.fromstring(junit_of(rows, suite="verify x", seconds=1.5))[0]  # noqa: S314 - our own
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "0", "2")
+    assert [case.get("name") for case in suite] == ["public.a", "public.b", "public.c"]
+    assert "goes next week" in suite[0][0].get("message")
+    failing = ET.fromstring(junit_of(ROWS, suite="x", seconds=0))[0]  # noqa: S314 - our own
+    assert failing[0][0].tag == "failure"
+    assert failing.get("failures") == "1"

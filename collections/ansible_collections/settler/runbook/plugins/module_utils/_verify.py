@@ -6,9 +6,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import fnmatch
 import re
 import typing as t
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from xml.etree import ElementTree as ET  # written, never read
+
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot
@@ -135,7 +141,7 @@ ORDER BY 1
 
 @dataclass(frozen=True)
 class Check:
-    """One check: C(status) is C(ok), C(failed) or C(unexpected) (there, but not in the expectation)."""
+    """One check: C(status) is C(ok), C(failed), C(unexpected) (there, but not in the expectation) or C(allowed)."""
 
     check: str
     object: str
@@ -278,9 +284,93 @@ def orphans(connection: psycopg.Connection[t.Any], max_bytes: int) -> tuple[list
     return rows, large
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """An exception that somebody has granted: patterns (fnmatch) of check and object, why, and until which day."""
+
+    check: str
+    object: str
+    reason: str
+    until: dt.date
+
+
+def read_allowances(given: t.Sequence[t.Mapping[str, t.Any]]) -> list[Allowance]:
+    """Return exceptions as the module has them.
+
+    Raises:
+        RunbookError: one has no reason, or no day.
+    """
+    found = []
+    for number, one in enumerate(given, 1):
+        try:
+            until = dt.date.fromisoformat(str(one["until"]))
+        except ValueError as error:
+            raise RunbookError(
+                f"verify_allow, entry {number}: until is {one['until']!r}, no day such as 2027-01-31"
+            ) from error
+        if not str(one["reason"]).strip():
+            raise RunbookError(f"verify_allow, entry {number}: no reason", hint="Say why it is no danger until then.")
+        found.append(Allowance(one["check"], one["object"], one["reason"], until))
+    return found
+
+
+def allow(rows: t.Iterable[Check], allowances: t.Sequence[Allowance], today: dt.date) -> list[Check]:
+    """Return the rows, those that an exception covers as V(allowed) with its reason; one that is over covers nothing.
+
+    Args:
+        rows: all checks.
+        allowances: exceptions.
+        today: by the clock of the host.
+    """
+
+    def covers(one: Allowance, row: Check) -> bool:
+        return fnmatch.fnmatchcase(row.check, one.check) and fnmatch.fnmatchcase(row.object, one.object)
+
+    result = []
+    for row in rows:
+        found = [one for one in allowances if row.status != "ok" and covers(one, row)]
+        valid = next((one for one in found if one.until >= today), None)
+        if valid:
+            result.append(replace(row, status="allowed", hint=f"{valid.reason} (until {valid.until})"))
+        elif found:
+            result.append(replace(row, hint=f"The exception ended on {found[0].until}: {found[0].reason}"))
+        else:
+            result.append(row)
+    return result
+
+
+def junit_of(rows: t.Sequence[Check], *, suite: str, seconds: float) -> bytes:
+    """Return the checks as JUnit XML, as AWX, GitLab and Jenkins read it; allowed ones are skipped with the reason."""
+    counts = Counter(row.status for row in rows)
+    root = ET.Element("testsuites")
+    top = ET.SubElement(
+        root,
+        "testsuite",
+        name=suite,
+        tests=str(len(rows)),
+        failures=str(counts["failed"]),
+        skipped=str(counts["allowed"] + counts["unexpected"]),
+        errors="0",
+        time=f"{seconds:.3f}",
+    )
+    for row in rows:
+        case = ET.SubElement(top, "testcase", classname=row.check, name=_printable(row.object))
+        told = _printable(f"expected {row.expected or 'nothing'}, is {row.actual or 'missing'}. {row.hint}")
+        if row.status == "failed":
+            ET.SubElement(case, "failure", message=told)
+        elif row.status != "ok":
+            ET.SubElement(case, "skipped", message=f"{row.status}: {told}")
+    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def _printable(text: str) -> str:
+    """Return a text without the characters that XML cannot hold."""
+    return re.sub(r"[^\t\n\r\x20-\uD7FF\uE000-\uFFFD\U00010000-\U0010FFFF]", "?", text)
+
+
 def table_of(rows: t.Iterable[Check], *, limit: int = 20) -> str:
     """Return what is wrong as text, failures first, with the place where long values begin to differ."""
-    bad = sorted((row for row in rows if row.status != "ok"), key=lambda row: row.status != "failed")
+    bad = sorted((row for row in rows if row.status not in ("ok", "allowed")), key=lambda row: row.status != "failed")
     lines = []
     for row in bad[:limit]:
         lines.append(f"  {row.status:<10}  {row.check}  {row.object}")

@@ -41,6 +41,31 @@ options:
   set_role:
     description: Role to become, the owner of the tables, so that probe rows can be made.
     type: str
+  allow:
+    description: Exceptions, each until a day. What they cover is told, but does not fail.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      check:
+        description: Pattern of the check.
+        type: str
+        default: '*'
+      object:
+        description: Pattern of the object.
+        type: str
+        required: true
+      reason:
+        description: Why it is no danger until then.
+        type: str
+        required: true
+      until:
+        description: Last day, as C(2027-01-31).
+        type: str
+        required: true
+  junit:
+    description: File to write all checks to as JUnit XML, on the host where the module runs; not in check mode.
+    type: path
   orphans_max_bytes:
     description:
       - Size in bytes of a table up to which its rows are read to find those whose foreign key refers to nothing, also
@@ -169,6 +194,8 @@ catalogue:
 """
 
 import dataclasses
+import datetime as dt
+import time
 import typing as t
 from collections import Counter
 from pathlib import Path
@@ -181,9 +208,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._isolation import 
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._verify import (
     Check,
+    allow,
     compare,
     health,
+    junit_of,
     orphans,
+    read_allowances,
     sequences,
     table_of,
 )
@@ -196,6 +226,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Compare, look for what is broken, prove isolation; raise if a check failed."""
     params = module.params
     expected = read_expectation(params["expected"]) if params["expected"] else None
+    allowances = read_allowances(params["allow"])
+    began = time.monotonic()
     rows: list[Check] = []
     with connect(params, application=f"runbook:{params['run_id']}:verify") as connection:
         isolation = params["isolation"]
@@ -213,9 +245,13 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         rows += found
         if isolation:
             rows += prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
+    rows = allow(rows, allowances, dt.datetime.now(dt.UTC).date())
     if params["unexpected"] == "ignore":
         rows = [row for row in rows if row.status != "unexpected"]
-    counts = {"ok": 0, "failed": 0, "unexpected": 0} | Counter(row.status for row in rows)
+    if params["junit"] and not module.check_mode:
+        suite = f"verify {params['login_db']}"
+        write_private(Path(params["junit"]), junit_of(rows, suite=suite, seconds=time.monotonic() - began))
+    counts = {"ok": 0, "failed": 0, "unexpected": 0, "allowed": 0} | Counter(row.status for row in rows)
     isolated = len({row.object for row in rows if row.check == "tenant isolation: select"})
     result: dict[str, t.Any] = {
         "changed": False,
@@ -236,6 +272,15 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     if counts["unexpected"]:
         module.warn(f"{counts['unexpected']} objects are not in the expectation:\n{table_of(rows)}")
     return result
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode=0o600)
+    new.write_bytes(content)
+    new.replace(path)
 
 
 def read_expectation(path: str) -> Snapshot:
@@ -261,6 +306,18 @@ def main() -> None:
             "exclude_schemas": {"type": "list", "elements": "str", "default": ["runbook"]},
             "unexpected": {"type": "str", "choices": ["warn", "fail", "ignore"], "default": "warn"},
             "set_role": {"type": "str"},
+            "allow": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "check": {"type": "str", "default": "*"},
+                    "object": {"type": "str", "required": True},
+                    "reason": {"type": "str", "required": True},
+                    "until": {"type": "str", "required": True},
+                },
+            },
+            "junit": {"type": "path"},
             "orphans_max_bytes": {"type": "int", "default": 1073741824},
             "isolation": {
                 "type": "dict",
