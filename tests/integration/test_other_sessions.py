@@ -222,6 +222,8 @@ def test_plan_reads_a_ledger_of_the_first_version(cluster, roles, tmp_path, new_
     info = call_module(
         "migration_info",
         {**as_migrator(cluster, roles, database), "directory": str(tmp_path), "run_id": "", "ledger_schema": "runbook",
-         "out_of_order": False, "optional": [], "application_roles": [], "events": 5},
+         "out_of_order": False, "optional": [], "application_roles": [], "events": 5, "set_role": roles.owner,
+         "hazards_allowed": [], "hazard_min_bytes": 1},
     )  # fmt: skip
     assert info["pending"] == ["002_step.sql"]
+    assert [plan["file"] for plan in info["plan"]] == info["pending"]

@@ -198,3 +198,8 @@ def test_the_module_tells_of_tables_that_it_did_not_read_and_writes_junit_for_it
     written = tmp_path / "verify.xml"
     assert written.stat().st_mode & 0o777 == 0o600
     assert written.read_text().count("<testcase ") == sum(result["counts"].values())
+
+
+def test_what_is_no_sequence_is_not_asked_for_a_sequence_s_rights(session):
+    session.execute("SET LOCAL enable_nestloop = off; SET LOCAL enable_mergejoin = off")
+    assert [row.object for row in sequences(session)] == ["event_store_id_seq", "snapshots_id_seq"]

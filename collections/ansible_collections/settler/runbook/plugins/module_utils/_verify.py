@@ -117,7 +117,7 @@ JOIN pg_catalog.pg_depend d ON d.objid = s.oid AND d.classid = 'pg_catalog.pg_cl
   AND d.deptype IN ('a', 'i') AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjsubid > 0
 JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
 JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
-WHERE s.relpersistence <> 't' AND has_table_privilege(t.oid, 'SELECT') AND has_sequence_privilege(s.oid, 'SELECT')
+WHERE s.relpersistence <> 't' AND has_table_privilege(t.oid, 'SELECT') AND has_sequence_privilege(p.seqrelid, 'SELECT')
 ORDER BY 1
 """
 
