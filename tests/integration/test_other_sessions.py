@@ -8,7 +8,7 @@ import time
 import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import pending_plan
+from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options
 from ansible_collections.settler.runbook.plugins.module_utils._watch import may_end
 

@@ -379,6 +379,8 @@ hint:
   type: str
 """
 
+# What a run with nothing pending does not need is imported where it is needed: the parser and the engine take longer to
+# load than the question what is pending takes to answer.
 import contextlib
 import dataclasses
 import functools
@@ -386,22 +388,12 @@ import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
-from ansible_collections.settler.runbook.plugins.module_utils._advice import advice
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._fleet import databases_of, run_fleet
-from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
-    file_plans,
-    migrate,
-    pending_plan,
-    refuse_unexpected,
-)
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan, refuse_unexpected
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
-from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
 
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
@@ -495,15 +487,13 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Plan; then, unless in check mode, apply; in one database or in many."""
     params = module.params
-    if PGLAST_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("pglast"), exception=PGLAST_IMPORT_ERROR)
     options = options_of(params)
     files = read_migrations(params["directory"], params["optional"])
     with contextlib.ExitStack() as stack:
         say = _teller(stack, params["progress_file"])
         if params["databases"]:
             return _fleet(module, files, options, say)
-        return _database(module, params["login_db"], files, options, say, parse)
+        return _database(module, params["login_db"], files, options, say, _parse)
 
 
 def _fleet(
@@ -514,10 +504,12 @@ def _fleet(
     Raises:
         RunbookError: one failed.
     """
+    from ansible_collections.settler.runbook.plugins.module_utils._fleet import databases_of, run_fleet
+
     params = module.params
     with connect(params, application=f"runbook:{options.run_id}:fleet") as server:
         names = databases_of(server, params["databases"])
-    parse_once = functools.cache(parse)
+    parse_once = functools.cache(_parse)
 
     def one(name: str) -> dict[str, t.Any]:
         told = (lambda line: say(f"{name}: {line}")) if say else None
@@ -574,10 +566,15 @@ def _database(
         }
         if connection and not todo.applied:
             result |= _history(connection, module)
-        if module.check_mode or not todo.pending or connection is None:
+        if not todo.pending:
+            return {**result, "applied": []}
+        _need_parser(module)
+        if module.check_mode or connection is None:
             plans = _planned(connection, todo, options, parser)
             result["diff"]["prepared"] = "".join(plan.as_text() for plan in plans)
             return {**result, "applied": [plan.as_dict() for plan in plans]}
+        from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
+
         try:
             migrate(connection, files, options, outcome, say=say, parser=parser)
         except RunbookError as error:
@@ -600,6 +597,10 @@ def _planned(
     Raises:
         RunbookError: it is not the plan that was approved, or has hazards that nobody allows.
     """
+    from ansible_collections.settler.runbook.plugins.module_utils._advice import advice
+    from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
+    from ansible_collections.settler.runbook.plugins.module_utils._migrate import file_plans
+
     refuse_unexpected(todo, options)
     plans = file_plans(connection, [parser(file) for file in todo.pending], options)
     refuse_hazards(plans)
@@ -610,8 +611,25 @@ def _planned(
     ]
 
 
+def _need_parser(module: AnsibleModule) -> None:
+    """Fail if the parser is not there."""
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR
+
+    if PGLAST_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("pglast"), exception=PGLAST_IMPORT_ERROR)
+
+
+def _parse(file: MigrationFile) -> Script:
+    """Parse a file."""
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import parse
+
+    return parse(file)
+
+
 def _history(connection: psycopg.Connection[t.Any], module: AnsibleModule) -> dict[str, t.Any]:
     """Return, and warn of, what a database without a ledger has been through."""
+    from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
+
     found = [str(ledger) for ledger in foreign_ledgers(connection)]
     for ledger in found:
         module.warn(
