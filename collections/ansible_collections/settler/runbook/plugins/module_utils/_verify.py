@@ -31,6 +31,7 @@ _KINDS = {
     "views": "view",
     "materialized_views": "materialized view",
     "default_privileges": "default privileges",
+    "others": "object",
 }
 _PARTS = {
     "columns": "column",
@@ -38,6 +39,8 @@ _PARTS = {
     "indexes": "index",
     "policies": "policy",
     "triggers": "trigger",
+    "rules": "rule",
+    "statistics": "statistics",
     "grants": "grant",
     "column_grants": "column grant",
 }
