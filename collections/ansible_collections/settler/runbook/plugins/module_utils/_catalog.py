@@ -339,7 +339,7 @@ def _single_source(text: str) -> str | None:
         if part == ")":
             depth -= 1
         if not depth:
-            flat += part
+            flat += "''" if part[0] == "'" else part
         if part == "(":
             depth += 1
     found = re.search(r"\bFROM (.+?)(?: (?:WHERE|GROUP BY|HAVING|WINDOW|ORDER BY|LIMIT|OFFSET|FETCH|FOR) |;|$)", flat)
