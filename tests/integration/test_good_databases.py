@@ -1,4 +1,4 @@
-"""A good database raises no alarm and has the digest of the expectation: new, of any old shape, restored, on any major."""
+"""A good database raises no alarm and has the digest of the expectation: new, of any shape, restored, on any major."""
 
 from __future__ import annotations
 

@@ -364,10 +364,16 @@ def test_schema_without_a_tenant_column_is_no_silent_pass(make, cluster, roles):
         ("ALTER ROLE settler_app CREATEROLE", "ALTER ROLE settler_app NOCREATEROLE", "CREATEROLE"),
         ("ALTER ROLE settler_app REPLICATION", "ALTER ROLE settler_app NOREPLICATION", "REPLICATION"),
         ("GRANT pg_read_server_files TO settler_app", "REVOKE pg_read_server_files FROM settler_app", "past policies"),
-        ("CREATE ROLE between BYPASSRLS; CREATE ROLE way NOINHERIT IN ROLE between; GRANT way TO settler_app",
-         "DROP ROLE way; DROP ROLE between", "member of a superuser"),
-        ("ALTER ROLE settler_app SET app.current_tenant_id = '6ba7b810-9dad-11d1-80b4-00c04fd430c8'",
-         "ALTER ROLE settler_app RESET app.current_tenant_id", "given a tenant"),
+        (
+            "CREATE ROLE between BYPASSRLS; CREATE ROLE way NOINHERIT IN ROLE between; GRANT way TO settler_app",
+            "DROP ROLE way; DROP ROLE between",
+            "member of a superuser",
+        ),
+        (
+            "ALTER ROLE settler_app SET app.current_tenant_id = '6ba7b810-9dad-11d1-80b4-00c04fd430c8'",
+            "ALTER ROLE settler_app RESET app.current_tenant_id",
+            "given a tenant",
+        ),
     ],
 )
 def test_application_role_that_no_policy_binds_is_caught(make, cluster, roles, connect, change, undo, told):
@@ -431,16 +437,16 @@ SAME = "view shows the same beside another's rows"
         ("CREATE VIEW seen AS SELECT count(*) FROM jobs; REVOKE INSERT, UPDATE, DELETE ON seen FROM settler_app",
          {f"seen: {SAME}", f"seen: {VIEW} with no context"}),
         ("CREATE VIEW own_jobs WITH (security_invoker = true) AS SELECT tenant_id, name FROM jobs", set()),
-        ("CREATE VIEW own_jobs WITH (security_barrier = true) AS SELECT tenant_id, name FROM jobs "
-         "WHERE tenant_id = current_tenant(); REVOKE INSERT, UPDATE, DELETE ON own_jobs FROM settler_app", set()),
-        ("CREATE VIEW own_jobs WITH (security_barrier = true) AS SELECT tenant_id, name FROM jobs "
-         "WHERE tenant_id = current_tenant()", {"own_jobs: view does not write past policies"}),
+        (("CREATE VIEW own_jobs WITH (security_barrier = true) AS SELECT tenant_id, name FROM jobs "
+         "WHERE tenant_id = current_tenant(); REVOKE INSERT, UPDATE, DELETE ON own_jobs FROM settler_app"), set()),
+        (("CREATE VIEW own_jobs WITH (security_barrier = true) AS SELECT tenant_id, name FROM jobs "
+         "WHERE tenant_id = current_tenant()"), {"own_jobs: view does not write past policies"}),
         ("GRANT SELECT ON sizes TO settler_app", {"sizes: materialized view closed"}),
         ("GRANT SELECT (size) ON sizes TO settler_app", {"sizes: materialized view closed"}),
         # what the materialized view has already is others', whatever the tenant of the session
-        ("INSERT INTO tenants (name) VALUES ('x'); INSERT INTO jobs (tenant_id) SELECT id FROM tenants; "
+        (("INSERT INTO tenants (name) VALUES ('x'); INSERT INTO jobs (tenant_id) SELECT id FROM tenants; "
          "CREATE MATERIALIZED VIEW all_jobs AS SELECT tenant_id FROM jobs; REVOKE ALL ON all_jobs FROM settler_app; "
-         "CREATE VIEW seen AS SELECT tenant_id FROM all_jobs",
+         "CREATE VIEW seen AS SELECT tenant_id FROM all_jobs"),
          {f"seen: {what}" for what in (VIEW, *BLIND)}),
     ],
 )  # fmt: skip
@@ -475,7 +481,8 @@ def test_proof_takes_weak_locks_and_lets_writers_work(make, cluster, roles, conn
         pid = session.connection.info.backend_pid
         seen.extend(
             connect(database).execute(
-                "SELECT DISTINCT relation::regclass::text, mode FROM pg_locks WHERE pid = %s AND relation >= 16384", [pid]
+                "SELECT DISTINCT relation::regclass::text, mode FROM pg_locks WHERE pid = %s AND relation >= 16384",
+                [pid],
             )
         )
         return original(session, view, *_contexts)

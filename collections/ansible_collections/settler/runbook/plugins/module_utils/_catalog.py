@@ -177,7 +177,7 @@ SELECT quote_ident(n.nspname) || '.' || quote_ident(y.typname), json_build_objec
         WHEN 'd' THEN 'domain ' || format_type(y.typbasetype, y.typtypmod)
             || CASE WHEN y.typcollation <> b.typcollation THEN ' collate ' || y.typcollation::regcollation ELSE '' END
             || CASE WHEN y.typnotnull THEN ' not null' ELSE '' END || coalesce(' default ' || y.typdefault, '')
-            || coalesce((SELECT string_agg(' ' || k.conname || ' ' || pg_get_constraintdef(k.oid), '' ORDER BY k.conname)
+            || coalesce((SELECT string_agg(concat(' ', conname, ' ', pg_get_constraintdef(k.oid)), '' ORDER BY conname)
                          FROM pg_catalog.pg_constraint k WHERE k.contypid = y.oid AND k.contype <> 'n'), '')
         WHEN 'c' THEN 'composite ' || (SELECT string_agg(quote_ident(a.attname) || ' '
                 || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
@@ -236,7 +236,7 @@ FROM (
         CASE evtenabled WHEN 'O' THEN 'enabled' WHEN 'D' THEN 'disabled' ELSE 'enabled ' || evtenabled::text END,
         array_to_string(evttags, ', '))
     FROM pg_catalog.pg_event_trigger
-    UNION ALL SELECT 'pg_collation'::regclass, oid, collowner, concat_ws(', ', collprovider::text, collcollate, collctype,
+    UNION ALL SELECT 'pg_collation'::regclass, oid, collowner, concat_ws(', ', collprovider, collcollate, collctype,
         to_jsonb(c) ->> 'colliculocale', to_jsonb(c) ->> 'colllocale',
         CASE WHEN collisdeterministic THEN NULL ELSE 'not deterministic' END)
     FROM pg_catalog.pg_collation c
@@ -264,8 +264,8 @@ WHERE o.oid >= 16384 AND (i.schema IS NULL OR (i.schema <> ALL (%(exclude)s) AND
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = o.oid AND e.classid = o.catalogue
                   AND e.deptype = 'e')
 UNION ALL
-SELECT format('user mapping of %%I on %%I', CASE WHEN u.umuser = 0 THEN 'public' ELSE {_name("u.umuser")} END, u.srvname),
-    json_build_object() FROM pg_catalog.pg_user_mappings u
+SELECT format('user mapping of %%I on %%I', CASE WHEN u.umuser = 0 THEN 'public' ELSE {_name("u.umuser")} END,
+              u.srvname), json_build_object() FROM pg_catalog.pg_user_mappings u
 """
 
 _KINDS = {"r": "tables", "p": "tables", "f": "tables", "v": "views", "m": "materialized_views"}
@@ -386,4 +386,6 @@ def _without_defaults(value: t.Any) -> t.Any:
     }
 
 
-_OPTIONAL = frozenset({"constraints", "indexes", "policies", "triggers", "grants", "column_grants", "rules", "statistics"})
+_OPTIONAL = frozenset(
+    {"constraints", "indexes", "policies", "triggers", "grants", "column_grants", "rules", "statistics"}
+)

@@ -98,9 +98,7 @@ def prove(connection: psycopg.Connection[t.Any], settings: Settings) -> Proof:
 
 
 def _role(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Check]:
-    cursor = connection.execute(
-        _ROLE, {"role": settings.role, "schema": settings.schema, "setting": settings.setting}
-    )
+    cursor = connection.execute(_ROLE, {"role": settings.role, "schema": settings.schema, "setting": settings.setting})
     row = cursor.fetchone()
     if row is None:
         return [Check("application role", settings.role, "failed", "present", "missing")]
@@ -141,7 +139,7 @@ def _unprovable(settings: Settings, text: str, hint: str) -> Check:
 
 def _prove_writing(connection: psycopg.Connection[t.Any], settings: Settings) -> tuple[list[Check], list[str]]:
     tables = isolated_tables(connection, settings)
-    views = _trespass.views(connection, settings, tables)
+    views = _trespass.views(connection, settings)
     party = _trespass.Party(*(str(uuid.uuid4()) for _tenant in range(3)))
     mine = insert_probes(connection, settings, tables, party.mine)
     with _trespass.Session(connection, settings) as session:
@@ -157,10 +155,9 @@ def _prove_writing(connection: psycopg.Connection[t.Any], settings: Settings) ->
     with _trespass.Session(connection, settings) as session:
         crowded = [_trespass.contents(session, view, None) for view in views]
         open_ones = [each for each in tried if session.may_touch(each.table.oid)]
-        for each in open_ones:
-            rows.append(_trespass.read_unset(session, each.table, party, each.mine, each.other))
+        rows += [_trespass.read_unset(session, each.table, each.mine, each.other) for each in open_ones]
         for view in views:
-            rows += _trespass.read_view_unset(session, view, party)
+            rows += _trespass.read_view_unset(session, view)
         for each in open_ones:
             rows += _trespass.try_table(session, each.table, party, each.mine, each.other)
         for each in tried:
@@ -189,7 +186,8 @@ def _partitions(connection: psycopg.Connection[t.Any], tried: t.Sequence[_Tried]
     """Return the partitions of the tables: the policies of the whole do not hold where one is named itself."""
     rows = connection.execute(
         "SELECT p.root::bigint, c.oid::bigint, n.nspname, c.relname "
-        "FROM unnest(%s::oid[]) p (root), pg_partition_tree(p.root) x, pg_catalog.pg_class c, pg_catalog.pg_namespace n "
+        "FROM unnest(%s::oid[]) p (root), pg_partition_tree(p.root) x, pg_catalog.pg_class c, "
+        "pg_catalog.pg_namespace n "
         "WHERE x.relid = c.oid AND n.oid = c.relnamespace AND x.level > 0 ORDER BY 3, 4",
         [[each.table.oid for each in tried]],
     ).fetchall()
@@ -206,16 +204,16 @@ def _partitions(connection: psycopg.Connection[t.Any], tried: t.Sequence[_Tried]
 def _prove_reading(connection: psycopg.Connection[t.Any], settings: Settings) -> tuple[list[Check], list[str]]:
     """Prove what can be without a row of one's own: with the rows that are there, nobody's context sees one."""
     tables = isolated_tables(connection, settings)
-    views = _trespass.views(connection, settings, tables)
+    views = _trespass.views(connection, settings)
     tried = [_Tried(table, None, None) for table in tables if table.tenant]
     tried += _partitions(connection, tried)
     party = _trespass.Party(*(str(uuid.uuid4()) for _tenant in range(3)))
     rows: list[Check] = []
     with _trespass.Session(connection, settings) as session:
         tried = [each for each in tried if session.may_touch(each.table.oid)]
-        rows += [_trespass.read_unset(session, each.table, party, None, None) for each in tried]
+        rows += [_trespass.read_unset(session, each.table, None, None) for each in tried]
         for view in views:
-            rows += _trespass.read_view_unset(session, view, party)
+            rows += _trespass.read_view_unset(session, view)
         for each in tried:
             rows += _trespass.try_reading(session, each.table, party, None, None)
         for view in views:

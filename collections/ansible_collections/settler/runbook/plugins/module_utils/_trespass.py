@@ -91,7 +91,7 @@ class View(t.NamedTuple):
         return sql.Identifier(self.schema, self.name)
 
 
-def views(connection: psycopg.Connection[t.Any], settings: Settings, tables: t.Sequence[Table]) -> list[View]:
+def views(connection: psycopg.Connection[t.Any], settings: Settings) -> list[View]:
     """Return the views that the application can read."""
     arguments = {"role": settings.role, "column": settings.tenant_column, "exclude": list(settings.exclude)}
     return [View(*row) for row in connection.execute(_VIEWS, arguments)]
@@ -185,7 +185,12 @@ class Session:
 def _check(what: str, name: str, seen: str) -> Check:
     good = seen in ("refused", "0 rows")
     return Check(
-        f"tenant isolation: {what}", name, "ok" if good else "failed", "no row of others", seen, "" if good else _TOO_WIDE
+        f"tenant isolation: {what}",
+        name,
+        "ok" if good else "failed",
+        "no row of others",
+        seen,
+        "" if good else _TOO_WIDE,
     )
 
 
@@ -234,7 +239,7 @@ def point_at_rows(connection: psycopg.Connection[t.Any], table: Table, *probes: 
         )
 
 
-def read_unset(session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None) -> Check:
+def read_unset(session: Session, table: Table, mine: Probe | None, other: Probe | None) -> Check:
     """Read a table in a session that never had a context."""
     return _check(
         _NO_CONTEXT, table.name, session.attempt(session.context(None), _any(table, _anybodys(table, mine, other)))
@@ -250,12 +255,10 @@ def _blind(session: Session, party: Party) -> dict[str, sql.Composable]:
     }
 
 
-def try_reading(
-    session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None
-) -> list[Check]:
+def try_reading(session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None) -> list[Check]:
     """Read another's rows of a table in each context."""
     if table.tenant:
-        others = sql.SQL("{} <> {}").format(sql.Identifier(table.tenant), sql.Literal(party.mine))
+        others: sql.Composable = sql.SQL("{} <> {}").format(sql.Identifier(table.tenant), sql.Literal(party.mine))
     else:
         others = _is(table, other)
     rows = [_check("select", table.name, session.attempt(session.context(party.mine), _any(table, others)))]
@@ -265,9 +268,7 @@ def try_reading(
     return rows
 
 
-def try_table(
-    session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None
-) -> list[Check]:
+def try_table(session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None) -> list[Check]:
     """Make all attempts on one table, and look whether a tenant sees its own row."""
     rows = try_reading(session, table, party, mine, other)
     me, nobody = session.context(party.mine), session.context("")
@@ -307,7 +308,7 @@ def try_table(
     return rows
 
 
-def read_view_unset(session: Session, view: View, party: Party) -> list[Check]:
+def read_view_unset(session: Session, view: View) -> list[Check]:
     """Read a view with a tenant column in a session that never had a context."""
     if not view.tenant:
         return []

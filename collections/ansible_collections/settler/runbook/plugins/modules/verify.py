@@ -328,7 +328,9 @@ def _look(
     found, unread_sequences = sequences(connection)
     rows += found
     if unread_sequences:
-        unproved.append(f"sequences ahead of their columns, of which not all can be read: {', '.join(unread_sequences)}")
+        unproved.append(
+            f"sequences ahead of their columns, of which not all can be read: {', '.join(unread_sequences)}"
+        )
     found, unread = orphans(connection, params["orphans_max_bytes"])
     rows += found
     proof = Proof()
@@ -348,14 +350,10 @@ def _look(
     )
 
 
-def _record(
-    connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any], facts: t.Mapping[str, t.Any]
-) -> bool:
+def _record(connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any], facts: t.Mapping[str, t.Any]) -> bool:
     """Note the outcome in the ledger where that can be done."""
     ledger = Ledger(connection, params["ledger_schema"])
-    row = connection.execute(
-        "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'"
-    ).fetchone()
+    row = connection.execute("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'").fetchone()
     if not row or row[0] or not ledger.is_current():
         return False
     names = ("digest", "expected_digest", "counts", "isolated_tables", "isolation_seconds", "unproved")
