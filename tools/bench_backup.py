@@ -30,7 +30,7 @@ from tools.cluster import Cluster
 from tools.project import ToolError, environment
 
 sys.path.insert(0, str(COLLECTIONS))
-from ansible_collections.settler.runbook.plugins.module_utils._manifest import file_digests, sync  # noqa: E402
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import file_digests, sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,8 @@ INSERT INTO tenants SELECT md5('t' || n)::uuid, 'Tenant ' || n, (ARRAY['free', '
     '2024-01-01'::timestamptz + n * interval '1 hour' FROM generate_series(0, 999) n;
 INSERT INTO users SELECT md5('u' || n)::uuid, md5('t' || n % 1000)::uuid, 'user' || n || '@example.org',
     '$2b$12$' || md5(n::text) || md5((n * 7)::text), 'Given' || n % 977 || ' Family' || n % 3571,
-    jsonb_build_object('theme', (ARRAY['dark', 'light'])[1 + n % 2], 'locale', (ARRAY['en', 'de'])[1 + n % 2], 'n', n % 999),
+    jsonb_build_object('theme', (ARRAY['dark', 'light'])[1 + n % 2], 'locale', (ARRAY['en', 'de'])[1 + n % 2],
+        'n', n % 999),
     '2025-01-01'::timestamptz + (n::bigint * 37 % 31536000) * interval '1 second'
     FROM generate_series(1, current_setting('bench.users')::int) n;
 INSERT INTO invoices (tenant_id, user_id, number, amount, currency, status, due, lines)
@@ -136,7 +137,7 @@ class Bench:
         self.result["proof_cost"] = round(cost, 3)
         return [
             *lines,
-            f"  proof (counts, fingerprints, catalogue, checksums, flushing) on top of the dump: {cost:+.0%}, at most +25%",
+            f"  the proof (fingerprints, catalogue, checksums, flushing) on top of the dump: {cost:+.0%} (limit +25%)",
         ]
 
     def restores(self) -> list[str]:
@@ -286,7 +287,7 @@ def _size(path: Path) -> int:
 
 
 def _table(title: str, rows: dict[str, dict[str, Any]], base: str) -> list[str]:
-    """Return lines: name, seconds, megabytes, each with its ratio to the base, and the limit that the project has set."""
+    """Return lines: name, seconds, megabytes, each with its ratio to the base, and the limit that it should keep."""
     lines, zero = [title], rows[base]
     for name, row in rows.items():
         line = f"  {name:<34} {row['seconds']:8.2f} s {row['seconds'] / zero['seconds']:6.2f} ×"
@@ -308,7 +309,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=CACHE / "backup.json", help="where to write (default %(default)s)")
     options = parser.parse_args(arguments)
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="settler-bench-", dir="/var/tmp") as name:  # noqa: S108 - large, no tmpfs
+    with tempfile.TemporaryDirectory(prefix="settler-bench-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o711)
         cluster = Cluster(folder / "cluster", binaries=majors.ensure(options.major))
