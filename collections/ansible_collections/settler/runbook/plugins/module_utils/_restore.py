@@ -26,7 +26,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     database_argument,
     set_role,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties, create_as, row_counts
+from ansible_collections.settler.runbook.plugins.module_utils._database import (
+    apply_properties,
+    create_as,
+    prepare_for_dump,
+    row_counts,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
@@ -170,6 +175,8 @@ def restore(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]
         names = names_for(params["login_db"], options.run_id)
         _drop_leftovers(connection, names.real)
         _create(connection, names, manifest["properties"], options.run_id)
+        with connect(params, dbname=names.restored, application=application) as restored:
+            prepare_for_dump(restored, manifest["client_version"])
         _load(params, options, names.restored, connection.info.server_version // 10000)
         with connect(params, dbname=names.restored, application=application) as restored:
             set_role(restored, options.role)
