@@ -14,7 +14,7 @@ import ansible_runner
 import psycopg
 import pytest
 
-from tools import inventory, legacy, project
+from tools import generate, inventory, legacy, project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +99,7 @@ class Deployment:
             server.execute(f"CREATE DATABASE {self.database} TEMPLATE template0 ENCODING UTF8 LOCALE 'C.UTF-8'")
         with self.connect() as connection:
             legacy.create(connection, "oldest")
-            legacy.fill(connection, "oldest", rows=2000, seed=7, tenants=3)
+            generate.fill(connection, shape="oldest", rows=2000, seed=7)
         return self.row_counts()
 
     def row_counts(self) -> dict[str, int]:

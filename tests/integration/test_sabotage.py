@@ -9,7 +9,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import com
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 
 from tests.support import PROJECT, as_migrator, call_module
-from tools import legacy
+from tools import generate, legacy
 
 MIGRATIONS = sorted((PROJECT / "sql/migrations").glob("[0-9]*.sql"))
 EXPECTED = read_expectation(str(PROJECT / "sql/verify/expected.yml"))
@@ -102,7 +102,7 @@ def good(cluster, roles, _template):
             for path in MIGRATIONS:
                 session.execute(path.read_bytes())
             session.execute("RESET ROLE")
-            legacy.fill(session, legacy.CURRENT, 2000, 7)
+            generate.fill(session, shape=legacy.CURRENT, rows=2000, seed=7)
         yield name
         server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
