@@ -30,7 +30,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import (
     one_of,
     rows_of,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, parse
+from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser, Script, parse_all
 from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
 from ansible_collections.settler.runbook.plugins.module_utils._work import Work
 
@@ -59,7 +59,7 @@ def migrate(
     outcome: Outcome,
     *,
     say: t.Callable[[str], None] | None = None,
-    parser: t.Callable[[MigrationFile], Script] = parse,
+    parser: Parser = parse_all,
 ) -> None:
     """Apply what is pending.
 
@@ -69,7 +69,7 @@ def migrate(
         options: how to run.
         outcome: filled while the run goes.
         say: takes lines of progress.
-        parser: makes a script of a file; another one where the files were parsed elsewhere.
+        parser: makes scripts of files; another one where they are parsed elsewhere.
 
     Raises:
         RunbookError: the plan is refused, another run holds the lock, or a file failed; what was applied before
@@ -84,7 +84,7 @@ def migrate(
         _know_the_copy(ledger, options)
         todo = plan(files, ledger.rows(), out_of_order=options.out_of_order, phase=options.phase)
         refuse_unexpected(todo, options)
-        scripts = [parser(file) for file in todo.pending]  # all of them, before the first one changes anything
+        scripts = parser(todo.pending)  # all of them, before the first one changes anything
         outcome.warnings += [warning for script in scripts for warning in script.warnings]
         if scripts:
             refuse_hazards(assess(connection, scripts, options))

@@ -177,18 +177,18 @@ options:
   progress_file:
     description:
       - File to which lines of progress are appended, one every few seconds at most.
-      - Given by the action plugin of this name, which shows them while the module works, where both share their files.
+      - Given by the action plugin of this name, which reads it over the connection of the task, shows the lines while
+        the module works, and removes it. Only the module's user can read it.
     type: path
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
   - settler.runbook.attributes
+  - settler.runbook.scripts
 seealso:
   - module: settler.runbook.migration_info
 author:
   - The Settler database team (@settler)
-requirements:
-  - pglast >= 7 on the host where the module runs
 """
 
 EXAMPLES = r"""
@@ -377,14 +377,13 @@ hint:
 import contextlib
 import dataclasses
 import functools
+import os
 import typing as t
-from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
 from ansible_collections.settler.runbook.plugins.module_utils._advice import advice
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._fleet import databases_of, run_fleet
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
@@ -396,14 +395,15 @@ from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
 )
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
-from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
+from ansible_collections.settler.runbook.plugins.module_utils._scripts import parser_for
 
 if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
     from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
     from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan
     from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
-    from ansible_collections.settler.runbook.plugins.module_utils._statements import Script
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser, Script
 
 ARGUMENTS: dict[str, t.Any] = {
     "directory": {"type": "path", "required": True},
@@ -440,6 +440,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "workers": {"type": "int", "default": 4},
     "max_failures": {"type": "int", "default": 1},
     "progress_file": {"type": "path"},
+    "scripts_file": {"type": "path"},
 }
 
 
@@ -490,15 +491,13 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Plan; then, unless in check mode, apply; in one database or in many."""
     params = module.params
-    if PGLAST_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("pglast"), exception=PGLAST_IMPORT_ERROR)
     options = options_of(params)
     files = read_migrations(params["directory"], params["optional"])
     with contextlib.ExitStack() as stack:
         say = _teller(stack, params["progress_file"])
         if params["databases"]:
             return _fleet(module, files, options, say)
-        return _database(module, params["login_db"], files, options, say, parse)
+        return _database(module, params["login_db"], files, options, say, parser_for(params["scripts_file"]))
 
 
 def _fleet(
@@ -512,7 +511,16 @@ def _fleet(
     params = module.params
     with connect(params, application=f"runbook:{options.run_id}:fleet") as server:
         names = databases_of(server, params["databases"])
-    parse_once = functools.cache(parse)
+    parser = parser_for(params["scripts_file"])
+
+    @functools.cache
+    def script_of(file: MigrationFile) -> Script:
+        with contextlib.suppress(Unparsed):
+            return parser([file])[0]
+        return parser(files)[0]  # asks for all of them at once, before the first database is changed
+
+    def parse_once(wanted: t.Sequence[MigrationFile]) -> list[Script]:
+        return [script_of(file) for file in wanted]
 
     def one(name: str) -> dict[str, t.Any]:
         told = (lambda line: say(f"{name}: {line}")) if say else None
@@ -549,7 +557,7 @@ def _database(
     files: t.Sequence[MigrationFile],
     options: Options,
     say: t.Callable[[str], None] | None,
-    parser: t.Callable[[MigrationFile], Script],
+    parser: Parser,
 ) -> dict[str, t.Any]:
     """Plan and, unless in check mode, apply in one database."""
     open_connection = connect_if_exists if module.check_mode else connect
@@ -588,7 +596,7 @@ def _planned(
     connection: psycopg.Connection[t.Any] | None,
     todo: Plan,
     options: Options,
-    parser: t.Callable[[MigrationFile], Script],
+    parser: Parser,
 ) -> list[FilePlan]:
     """Return what each pending file would do, with advice.
 
@@ -596,7 +604,7 @@ def _planned(
         RunbookError: it is not the plan that was approved, or has hazards that nobody allows.
     """
     refuse_unexpected(todo, options)
-    plans = file_plans(connection, [parser(file) for file in todo.pending], options)
+    plans = file_plans(connection, parser(todo.pending), options)
     refuse_hazards(plans)
     told = advice(todo.pending)
     return [
@@ -621,9 +629,10 @@ def _teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], 
     if not path:
         return None
     try:
-        file = stack.enter_context(Path(path).open("a", encoding="utf-8", buffering=1))  # noqa: SIM115 - it does
-    except OSError:  # another user's folder: progress is a comfort, not a condition
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    except OSError:  # progress is a comfort, not a condition
         return None
+    file = stack.enter_context(os.fdopen(handle, "a", encoding="utf-8", buffering=1))
     return lambda line: print(line, file=file)
 
 
