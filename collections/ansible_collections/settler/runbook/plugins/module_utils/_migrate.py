@@ -21,6 +21,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._files import BATC
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan, assess, refuse_hazards
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._lock import key_of, run_lock
+from ansible_collections.settler.runbook.plugins.module_utils._maintenance import refuse_broken_window
 from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan, plan
 from ansible_collections.settler.runbook.plugins.module_utils._run import (
     Applied,
@@ -82,6 +83,7 @@ def migrate(
         set_role(connection, options.role)
         ledger.is_known_current = ledger.is_current()
         _know_the_copy(ledger, options)
+        refuse_broken_window(connection, options.window)
         todo = plan(files, ledger.rows(), out_of_order=options.out_of_order, phase=options.phase)
         refuse_unexpected(todo, options)
         scripts = parser(todo.pending)  # all of them, before the first one changes anything

@@ -66,6 +66,12 @@ options:
     description: Go on in a database whose ledger was written on another server or under another name, and note it.
     type: bool
     default: false
+  window:
+    description:
+      - The maintenance window of this run, as RV(settler.runbook.maintenance#module:window) names it.
+      - Nothing is applied if anybody has opened or closed one since.
+    type: str
+    default: ''
   shapes:
     description:
       - How to name a schema that the database has without a ledger, most particular first. The key is the name, the
@@ -352,6 +358,10 @@ databases:
   returned: when O(databases) is given
   type: list
   elements: dict
+foreign_window:
+  description: Whether somebody else has opened or closed a maintenance window since O(window).
+  returned: when that is so
+  type: bool
 file:
   description: Path of the file that failed.
   returned: when a statement failed
@@ -416,6 +426,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "phase": {"type": "str", "choices": ["all", "expand"], "default": "all"},
     "expected_plan": {"type": "str", "default": ""},
     "accept_copy": {"type": "bool", "default": False},
+    "window": {"type": "str", "default": ""},
     "shapes": {"type": "dict", "default": {}},
     "hazards_allowed": {"type": "list", "elements": "str", "default": []},
     "hazard_min_bytes": {"type": "int", "default": 10485760},
@@ -465,6 +476,7 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
         phase=params["phase"],
         expected_plan=params["expected_plan"],
         accept_copy=params["accept_copy"],
+        window=params["window"],
         hazards_allowed=tuple(params["hazards_allowed"]),
         hazard_min_bytes=params["hazard_min_bytes"],
         lock_wait=params["lock_wait"],
