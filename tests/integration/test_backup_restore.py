@@ -186,7 +186,7 @@ def test_folders_and_files_are_for_their_owner_only(database, back_up, tmp_path)
         os.umask(before)
     for path in [tmp_path / "backups", folder.parent, folder, *folder.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
-    assert sorted(path.name for path in folder.iterdir()) == ["catalogue.json", "dump", "manifest.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["catalogue.json", "dump", "keys.json.gz", "manifest.json"]
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "b1"]
 
 

@@ -33,6 +33,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import (
     row_counts,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
+    Limits,
+    describe,
+    fingerprints,
+    keys_file,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import (
     find_programs,
@@ -165,7 +171,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
             "--format=directory",
             f"--file={folder / 'dump'}",
             f"--jobs={options.jobs}",
-            f"--snapshot={facts.pop('snapshot')}",
+            f"--snapshot={facts['snapshot']}",
             f"--lock-wait-timeout={int(options.lock_timeout * 1000)}",
             f"--compress={_level(options.compression, client_major)}",
         ]
@@ -176,12 +182,19 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
             try:  # counting beside the dump costs nothing: it waits for the server, in the same snapshot
                 rows = row_counts(connection)
                 catalogue = snapshot(connection)
+                data = fingerprints(
+                    lambda: _session(params, options),
+                    facts.pop("snapshot"),
+                    describe(connection, exclude=[options.ledger_schema]),
+                    Limits(jobs=options.jobs),
+                )
                 database = properties(connection)
                 roles = referenced_roles(connection)
                 ledger = [row.version for row in Ledger(connection, options.ledger_schema).rows()]
             finally:
                 wait_program(process)
     _write_file(folder / "catalogue.json", json.dumps(catalogue, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    _write_file(folder / _manifest.KEYS, keys_file(data))
     content = {
         "format": _manifest.FORMAT,
         "run_id": options.run_id,
@@ -196,6 +209,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
         "catalogue_digest": digest(catalogue),
         "tables": rows,
         "rows": sum(rows.values()),
+        "fingerprints": {name: one.as_data() for name, one in data.items()},
         "files": _manifest.file_digests(folder),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         "duration_s": round(time.monotonic() - started, 2),
@@ -203,6 +217,13 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
     content["bytes"] = sum(file["size"] for file in content["files"].values())
     _write_file(folder / _manifest.NAME, _manifest.seal(content))
     return content
+
+
+def _session(params: t.Mapping[str, t.Any], options: Options) -> psycopg.Connection[t.Any]:
+    """Open a session that sees what the dump sees."""
+    connection = connect(params, application=f"runbook:{options.run_id}:backup")
+    set_role(connection, options.role)
+    return connection
 
 
 def _facts(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
@@ -247,9 +268,9 @@ def _level(compression: str, client_major: int) -> str:
     return level or "6" if method == "gzip" else "0"
 
 
-def _write_file(path: Path, text: str) -> None:
+def _write_file(path: Path, content: str | bytes) -> None:
     path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _make_durable(folder: Path) -> None:

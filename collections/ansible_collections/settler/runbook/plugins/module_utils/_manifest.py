@@ -14,12 +14,15 @@ import json
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Fingerprint, from_data
 
 if t.TYPE_CHECKING:
     from pathlib import Path
 
 FORMAT = 1
 NAME = "manifest.json"
+#: Keys and hashes of some rows of each table, to trace differences.
+KEYS = "keys.json.gz"
 
 
 def file_digests(folder: Path) -> dict[str, dict[str, t.Any]]:
@@ -96,6 +99,18 @@ def home_of(directory: Path, database: str) -> Path:
     """Return the folder of a database's backups; a name that is no folder's is written so that it stays inside."""
     name = database.replace("/", "%2F")
     return directory / (f"%2E{name[1:]}" if name.startswith(".") else name)
+
+
+def read_fingerprints(folder: Path) -> dict[str, Fingerprint]:
+    """Return what the data was when the backup was made, keys of rows included.
+
+    Raises:
+        RunbookError: there is no whole backup.
+    """
+    manifest, keys = read_manifest(folder), folder / KEYS
+    if "fingerprints" not in manifest:
+        raise RunbookError(f"{folder}: made by an older version, without fingerprints of the data")
+    return from_data(manifest["fingerprints"], keys.read_bytes() if keys.exists() else None)
 
 
 def list_backups(directory: Path, database: str) -> list[dict[str, t.Any]]:

@@ -286,6 +286,11 @@ applied:
       type: list
       elements: int
       returned: in check mode
+    changes:
+      description: Tables and columns whose data it changes on purpose, as the file says.
+      type: list
+      elements: str
+      returned: when applied
     rows:
       description: Rows that a batch file has changed; null of other files.
       type: int
