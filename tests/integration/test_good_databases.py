@@ -16,7 +16,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import com
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 
 from tests.support import PROJECT, as_migrator
-from tools import legacy
+from tools import generate, legacy
 from tools.binaries import find_binaries
 
 EXPECTED = read_expectation(str(PROJECT / "sql/verify/expected.yml"))
@@ -58,11 +58,11 @@ def build(new_database, connect, apply):
         if shape:
             with connect(database, role="settler_owner") as session:
                 legacy.create(session, shape)
-                legacy.fill(session, shape, 300, 7)
+                generate.fill(session, shape=shape, rows=300, seed=7)
         apply(database, MIGRATIONS)
         if not shape:
             with connect(database) as session:
-                legacy.fill(session, legacy.CURRENT, 300, 7)
+                generate.fill(session, shape=legacy.CURRENT, rows=300, seed=7)
         return database
 
     return make

@@ -16,7 +16,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import com
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 
 from tests.support import PROJECT, as_migrator, call_module, run_module
-from tools import legacy
+from tools import generate, legacy
 
 EXPECTED = read_expectation(str(PROJECT / "sql/verify/expected.yml"))
 NAMES = {"settler_owner": "$owner", "settler_migrator": "$migrator", "settler_app": "$app"}
@@ -201,7 +201,7 @@ def good(cluster, roles, _template):
                 options = Options(run_id="r", role=roles.owner, hazards_allowed=("all",))
                 migrate(engine, read_migrations(PROJECT / "sql/migrations"), options, Outcome())
             session.execute("DROP SCHEMA runbook CASCADE")
-            legacy.fill(session, legacy.CURRENT, 2000, 7)
+            generate.fill(session, shape=legacy.CURRENT, rows=2000, seed=7)
         yield name
         server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 

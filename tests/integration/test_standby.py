@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tests.support import as_migrator, run_module, wait_until, write_migrations
+from tests.support import as_migrator, free_port, run_module, wait_until, write_migrations
 from tools.account import Account
 from tools.binaries import find_binaries
 
@@ -24,9 +23,7 @@ def standby(cluster) -> Iterator[int]:
     """Yield the port of a streaming standby of the cluster."""
     programs, account = find_binaries(), Account.for_server()
     assert programs is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = Path("/tmp") / f"settler-standby-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)

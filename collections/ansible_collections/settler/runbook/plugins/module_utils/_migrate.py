@@ -20,6 +20,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._files import BATC
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan, assess, refuse_hazards
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._lock import key_of, run_lock
+from ansible_collections.settler.runbook.plugins.module_utils._maintenance import refuse_broken_window
 from ansible_collections.settler.runbook.plugins.module_utils._pending import refuse_copy, refuse_unexpected
 from ansible_collections.settler.runbook.plugins.module_utils._plan import plan
 from ansible_collections.settler.runbook.plugins.module_utils._run import (
@@ -30,7 +31,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import (
     one_of,
     rows_of,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, parse
+from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser, Script, parse_all
 from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
 from ansible_collections.settler.runbook.plugins.module_utils._work import Work
 
@@ -59,7 +60,7 @@ def migrate(
     outcome: Outcome,
     *,
     say: t.Callable[[str], None] | None = None,
-    parser: t.Callable[[MigrationFile], Script] = parse,
+    parser: Parser = parse_all,
 ) -> None:
     """Apply what is pending.
 
@@ -69,7 +70,7 @@ def migrate(
         options: how to run.
         outcome: filled while the run goes.
         say: takes lines of progress.
-        parser: makes a script of a file; another one where the files were parsed elsewhere.
+        parser: makes scripts of files; another one where they are parsed elsewhere.
 
     Raises:
         RunbookError: the plan is refused, another run holds the lock, or a file failed; what was applied before
@@ -82,9 +83,10 @@ def migrate(
         set_role(connection, options.role)
         ledger.is_known_current = ledger.is_current()
         _know_the_copy(ledger, options)
+        refuse_broken_window(connection, options.window)
         todo = plan(files, ledger.rows(), out_of_order=options.out_of_order, phase=options.phase)
         refuse_unexpected(todo, options)
-        scripts = [parser(file) for file in todo.pending]  # all of them, before the first one changes anything
+        scripts = parser(todo.pending)  # all of them, before the first one changes anything
         outcome.warnings += [warning for script in scripts for warning in script.warnings]
         if scripts:
             refuse_hazards(assess(connection, scripts, options))
