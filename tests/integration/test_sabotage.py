@@ -354,6 +354,7 @@ def test_the_module_tells_of_tables_that_it_did_not_read_and_writes_junit_for_it
         "unexpected": "warn", "set_role": "settler_owner", "orphans_max_bytes": 0, "isolation": None, "run_id": "",
         "allow": [{"check": "*", "object": "public.x", "reason": "gone soon", "until": "2999-01-01"}],
         "junit": str(tmp_path / "verify.xml"), "json": None, "record": False, "ledger_schema": "runbook",
+        "before": None, "changes": [], "jobs": 1,
     }  # fmt: skip
     result = call_module("verify", arguments)
     assert result["counts"]["failed"] == 0
