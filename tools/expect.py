@@ -58,8 +58,17 @@ def expectation(cluster: Cluster, folder: Path) -> str:
 
 
 def _by_name(catalogue: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """Sort the objects of each kind by name, so that the file changes only where the schema does."""
-    return {kind: dict(sorted(objects.items())) for kind, objects in catalogue.items()}
+    """Sort objects and all of their parts but columns by name, so that the file changes only where the schema does."""
+    return {kind: {name: _parts(objects[name]) for name in sorted(objects)} for kind, objects in catalogue.items()}
+
+
+def _parts(properties: object) -> object:
+    if not isinstance(properties, dict):
+        return properties
+    return {
+        key: dict(sorted(value.items())) if isinstance(value, dict) and key != "columns" else value
+        for key, value in properties.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,10 +8,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._catalog import sn
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, health, orphans, sequences
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 
-from tests.support import PROJECT, as_migrator, call_module
+from tests.support import PROJECT, as_migrator, build, call_module
 from tools import legacy
 
-MIGRATIONS = sorted((PROJECT / "sql/migrations").glob("[0-9]*.sql"))
 EXPECTED = read_expectation(str(PROJECT / "sql/verify/expected.yml"))
 NAMES = {"settler_owner": "$owner", "settler_migrator": "$migrator", "settler_app": "$app"}
 PROTECTED = sorted(name for name, table in EXPECTED["tables"].items() if table.get("row_security", "off") != "off")
@@ -99,8 +98,7 @@ def good(cluster, roles, _template):
         server.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC".encode())
         with psycopg.connect(cluster.conninfo(name), autocommit=True) as session:
             session.execute("GRANT USAGE ON SCHEMA public TO PUBLIC; SET ROLE settler_owner")
-            for path in MIGRATIONS:
-                session.execute(path.read_bytes())
+            build(session)
             session.execute("RESET ROLE")
             legacy.fill(session, legacy.CURRENT, 2000, 7)
         yield name

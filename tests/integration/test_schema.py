@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any
 import pglast
 import psycopg
 import pytest
+from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
+from ansible_collections.settler.runbook.plugins.module_utils._statements import parse
 from psycopg import errors
 
+from tests.support import PROJECT, Background, build, refused
 from tools import legacy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SQL = Path(__file__).resolve().parents[2] / "sql" / "migrations" / "001_initial_schema.sql"
+MIGRATIONS = PROJECT / "sql" / "migrations"
+REPEATABLE = sorted(MIGRATIONS.glob("R__*.sql"))
 DEFAULT_TENANT = uuid.UUID("00000000-0000-4000-8000-000000000001")
 
 #: What the runbook's facts say: name, type, ! for NOT NULL.
@@ -164,12 +168,12 @@ def scalar(connection: psycopg.Connection[Any], query: str) -> Any:
     return row[0]
 
 
-def migrate(connection: psycopg.Connection[Any]) -> None:
-    """Run 001 as the engine does: as the owner, in one transaction, statement by statement."""
+def repeat(connection: psycopg.Connection[Any]) -> None:
+    """Run the repeatable files once more, in the caller's transaction."""
     with connection.transaction():
         connection.execute("set local role settler_owner")
-        for statement in pglast.split(SQL.read_text()):
-            connection.execute(statement.encode())
+        for path in REPEATABLE:
+            connection.execute(path.read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +183,8 @@ def shared(cluster, roles, _template) -> Iterator[str]:
     with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
         server.execute(f"create database {name} owner settler_owner template {_template}".encode())
         with psycopg.connect(cluster.conninfo(name), autocommit=True) as connection:
-            migrate(connection)
             connection.execute("set role settler_owner")
+            build(connection)
             for t in (1, 2):
                 ids = {letter: id_of(letter, t) for letter in "TUKJEMNRWPDAIBSFCV"}
                 connection.execute(ROWS.format(t=t, **ids).encode())
@@ -240,11 +244,23 @@ def contents(
 # The file ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_plain_sql_that_names_no_environment() -> None:
-    text = SQL.read_text()
+@pytest.mark.parametrize("path", sorted((PROJECT / "sql").glob("[mo]*/**/*.sql")), ids=lambda path: path.name)
+def test_the_files_are_plain_sql_that_name_no_environment(path) -> None:
+    text = path.read_text()
     kinds = {type(statement.stmt).__name__ for statement in pglast.parse_sql(text)}
     assert not kinds & {"TransactionStmt", "CopyStmt", "GrantStmt", "AlterOwnerStmt"}
     assert "settler_" not in text
+
+
+def test_what_takes_time_takes_no_lock_that_a_writer_waits_for() -> None:
+    """002 fills, 003 builds, 005 reads; 004 only adds what is built or not proved yet."""
+    for file in read_migrations(MIGRATIONS):
+        if file.version in ("002", "003", "005"):
+            assert not file.directives.transaction
+            for statement in parse(file).statements:
+                locks = {effect.lock for effect in statement.effects if effect.lock}
+                assert statement.effects, f"{file.file}:{statement.line}: the plan cannot tell"
+                assert locks <= {"ACCESS SHARE", "ROW SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"}, statement.line
 
 
 @pytest.mark.every_major
@@ -270,18 +286,19 @@ def test_tables_are_what_the_facts_say(owner) -> None:
     assert found.fetchall() == sorted(expected, key=lambda column: column[0])
 
 
-def test_a_second_run_changes_and_locks_nothing(new_database, connect, cluster) -> None:
+def test_a_second_run_changes_nothing_and_its_repeatable_files_lock_no_table(new_database, connect, cluster) -> None:
     connection = connect(new_database(), role="settler_owner")
-    migrate(connection)
+    build(connection)
     legacy.fill(connection, legacy.CURRENT, 1000, 7)
     schema, rows = schema_of(cluster, connection.info.dbname), contents(connection)
+    build(connection)
     with connection.transaction():
-        migrate(connection)
+        repeat(connection)
         locks = connection.execute(
             """
             select relation::regclass::text, mode from pg_locks join pg_class on pg_class.oid = relation
-              where pid = pg_backend_pid() and relkind = 'r' and relnamespace = 'public'::regnamespace
-                and mode in ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+              where pid = pg_backend_pid() and relkind in ('r', 'm') and relnamespace::regnamespace::text !~ '^pg_'
+                and mode not in ('AccessShareLock', 'RowShareLock')
             """
         ).fetchall()
     assert locks == []
@@ -292,7 +309,7 @@ def test_a_second_run_changes_and_locks_nothing(new_database, connect, cluster) 
 @pytest.mark.every_major
 def test_the_runbooks_next_steps_work_on_a_fresh_database(new_database, connect) -> None:
     connection = connect(new_database(), role="settler_owner")
-    migrate(connection)
+    build(connection)
     connection.execute("insert into tenants (name, slug, tier) values ('Default Tenant', 'default', 'free')")
     connection.execute(
         """
@@ -300,7 +317,7 @@ def test_the_runbooks_next_steps_work_on_a_fresh_database(new_database, connect)
           select id, 'admin@example.com', 'bcrypt-hashed-password', 'admin' from tenants
         """
     )
-    migrate(connection)
+    build(connection)
     assert connection.execute("select name, tier from tenants").fetchall() == [("Default Tenant", "free")]
 
 
@@ -322,7 +339,7 @@ def test_every_old_shape_becomes_the_same_schema_and_keeps_every_row(
     before = contents(connection, without_tenant=True)
     assert sum(count for count, _ in before.values()) == loaded > 1400
 
-    migrate(connection)
+    build(connection)
 
     after = contents(connection, without_tenant=True)
     assert after.pop("tenants")[0] == before.pop("tenants", (0, 0))[0] + 1  # the default tenant
@@ -336,7 +353,7 @@ def test_every_old_shape_becomes_the_same_schema_and_keeps_every_row(
     schema, rows = schema_of(cluster, connection.info.dbname), contents(connection)
     assert sorted(line.rstrip(",") for line in schema) == sorted(line.rstrip(",") for line in reference)  # in any order
 
-    migrate(connection)
+    build(connection)
 
     assert schema_of(cluster, connection.info.dbname) == schema
     assert contents(connection) == rows
@@ -359,7 +376,7 @@ def test_an_old_row_takes_its_parents_tenant_or_the_default_one(new_database, co
         insert into security_events (event_type, severity) values ('nobody', 'low');
         """.encode()
     )
-    migrate(connection)
+    build(connection)
     assert scalar(connection, "select tenant_id from users where email = 'b'") == uuid.UUID(TENANT_B)
     assert connection.execute("select event, tenant_id::text from audit_logs order by 1").fetchall() == [
         ("of a", TENANT_A),
@@ -372,44 +389,103 @@ def test_an_old_row_takes_its_parents_tenant_or_the_default_one(new_database, co
 
 def test_the_default_tenant_is_made_with_its_known_id_only_for_rows_that_need_it(new_database, connect) -> None:
     connection = old_database(new_database, connect, "oldest")
-    migrate(connection)
+    build(connection)
     assert scalar(connection, "select count(*) from tenants") == 0
 
     connection = old_database(new_database, connect, "oldest")
     connection.execute("insert into webhook_payloads (adapter, payload) values ('a', '{}')")
-    migrate(connection)
+    build(connection)
     assert scalar(connection, "select tenant_id from webhook_payloads") == DEFAULT_TENANT
     assert connection.execute("select id, name, slug from tenants").fetchall() == [
         (DEFAULT_TENANT, "Default Tenant", "default")
     ]
 
 
-def test_a_deleted_tenants_audit_log_is_given_to_nobody(owner) -> None:
-    owner.execute("insert into tenants (name, slug) values ('x', 'default')")
-    owner.execute("delete from tenants where id = %s", (TENANT_A,))
-    migrate(owner.connection)
-    assert owner.scalar("select count(*) from audit_logs where tenant_id is null") == 1
+def test_a_deleted_tenants_audit_log_is_given_to_nobody(new_database, connect) -> None:
+    connection = connect(new_database(), role="settler_owner")
+    build(connection)
+    connection.execute(
+        f"""
+        insert into tenants (id, name, slug) values ('{TENANT_A}', 'A', 'a'), ('{TENANT_B}', 'Ours', 'default');
+        insert into audit_logs (event, tenant_id) values ('login', '{TENANT_A}');
+        delete from tenants where slug = 'a'
+        """.encode()
+    )
+    build(connection)
+    assert scalar(connection, "select count(*) from audit_logs where tenant_id is null") == 1
 
 
-def test_old_duplicates_stop_the_migration_and_are_named(new_database, connect) -> None:
+BAD_ROWS = {
+    "a flag twice": (
+        "insert into feature_flags (name) values ('twice'), ('twice'), ('once')",
+        "relation=feature_flags, name=twice, tenant=all, of_user=all, times=2",
+        "delete from feature_flags where ctid = (select min(ctid) from feature_flags)",
+    ),
+    "a job of another tenant's user": (
+        f"""insert into tenants (id, name, slug) values ('{TENANT_A}', 'A', 'a'), ('{TENANT_B}', 'B', 'b');
+        set row_security = off;
+        insert into users (id, tenant_id, email, password_hash) values ('{id_of("U", 1)}', '{TENANT_A}', 'a', 'x');
+        insert into jobs (user_id, tenant_id, name, source_adapter, source_config_encrypted, target_adapter,
+            target_config_encrypted, rules) values ('{id_of("U", 1)}', '{TENANT_B}', 'n', 'a', 'x', 'b', 'x', '[]')""",
+        f"tenant={TENANT_B}, refers_to=users, of_tenant={TENANT_A}",
+        f"update jobs set tenant_id = '{TENANT_A}'",
+    ),
+    "a flag that breaks a check": (
+        "insert into feature_flags (name, rollout_percentage) values ('odd', 150)",
+        "feature_flags_rollout_percentage_check",
+        "update feature_flags set rollout_percentage = 100",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD_ROWS)
+def test_old_rows_against_a_rule_are_kept_and_named_and_the_next_run_goes_on(
+    what, new_database, connect, apply
+) -> None:
+    bad, named, mended = BAD_ROWS[what]
     connection = old_database(new_database, connect, "multi_tenancy")
-    connection.execute("insert into feature_flags (name) values ('twice'), ('twice'), ('once')")
-    with pytest.raises(errors.UniqueViolation, match=r"feature_flags: 'twice' for tenant .all. .*, 2 times"):
-        migrate(connection)
-    assert scalar(connection, "select count(*) from feature_flags") == 3
-
-
-def test_an_old_row_that_breaks_a_check_is_kept_and_reported(new_database, connect) -> None:
-    connection = old_database(new_database, connect, "multi_tenancy")
-    connection.execute("insert into feature_flags (name, rollout_percentage) values ('odd', 150)")
-    notices: list[str] = []
-    connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
-    migrate(connection)
-    assert notices == ["feature_flags_rollout_percentage_check is left out: feature_flags has rows that break it"]
-    connection.execute("update feature_flags set rollout_percentage = 100")
-    migrate(connection)
+    connection.execute(bad.encode())
+    files = read_migrations(MIGRATIONS)
+    assert named in refused(apply, connection.info.dbname, files).message
+    connection.execute(mended.encode())
+    apply(connection.info.dbname, files)
+    assert scalar(connection, "select bool_and(convalidated) from pg_constraint")
     with pytest.raises(errors.CheckViolation):
-        connection.execute("update feature_flags set rollout_percentage = 101")
+        connection.execute("insert into feature_flags (name, rollout_percentage) values ('more', 101)")
+
+
+def test_writers_go_on_while_indexes_are_built_and_rules_are_proved(new_database, connect, apply) -> None:
+    connection = old_database(new_database, connect, "multi_tenancy")
+    legacy.fill(connection, "multi_tenancy", 20_000, 7)
+    name = connection.info.dbname
+    files = read_migrations(MIGRATIONS)
+    apply(name, files[:2])
+    done = False
+
+    def write() -> int:
+        """Insert into the largest tables, again and again; waiting for long for a lock would be an error."""
+        writer, count = connect(name, role="settler_owner"), 0
+        writer.execute("set lock_timeout = '2s'")
+        while not done:
+            for query in (
+                "insert into matches (execution_id, job_id, tenant_id, source_id, target_id) "
+                "select id, job_id, tenant_id, 's', 't' from executions limit 1",
+                "insert into executions (job_id, tenant_id) select id, tenant_id from jobs limit 1",
+                "insert into audit_logs (event, tenant_id) select 'x', id from tenants limit 1",
+            ):
+                writer.execute(query.encode())
+                count += 1
+        return count
+
+    writing = Background(write)
+    try:
+        for version in ("003", "004", "005"):
+            apply(name, [file for file in files if file.kind == "versioned" and file.version <= version])
+    finally:
+        done = True
+    assert writing.value() > 0
+    assert scalar(connection, "select bool_and(convalidated) from pg_constraint")
+    assert scalar(connection, "select bool_and(indisvalid and indisready) from pg_index")
 
 
 # Rules between rows --------------------------------------------------------------------------------------------------
@@ -517,7 +593,7 @@ def test_other_references_stay_in_the_tenant(owner, app, statement) -> None:
     app.of(TENANT_A)
     own, others = (statement.format(**{letter: id_of(letter, t) for letter in "UKFWV"}) for t in (1, 2))
     assert app.execute(own).rowcount == 1
-    with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
+    with pytest.raises((errors.InsufficientPrivilege, errors.CheckViolation)):
         app.execute(others)
 
 
@@ -649,7 +725,7 @@ def test_every_table_has_its_policies_and_every_policy_both_sides(owner) -> None
 def test_a_weakened_policy_of_an_old_database_is_replaced(owner) -> None:
     owner.execute("drop policy tenant_isolation_jobs on jobs")
     owner.execute("create policy tenant_isolation_jobs on jobs using (true)")
-    migrate(owner.connection)
+    repeat(owner.connection)
     found = owner.scalar("select qual || with_check from pg_policies where policyname = 'tenant_isolation_jobs'")
     assert found.count("current_tenant_id()") == 2
 
@@ -674,7 +750,8 @@ def test_functions_are_the_listed_ones_with_a_fixed_search_path(owner) -> None:
         *(f"propagate_tenant_id_to_{table}" for table in INSERTS),
     }  # fmt: skip
     definer = {
-        "is_ip_blocked", "is_token_revoked", "revoke_token", "cleanup_expired_revoked_tokens", "get_webhook_config"
+        "is_ip_blocked", "is_token_revoked", "revoke_token", "cleanup_expired_revoked_tokens", "get_webhook_config",
+        "keep_references_in_tenant",
     }  # fmt: skip
     assert {name: (secdef, fixed) for name, secdef, fixed in found} == {
         **dict.fromkeys(invoker, (False, True)),
@@ -939,7 +1016,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_one_others() -> None:
 
 def test_generated_rows_hurt_and_load_into_the_present_schema(new_database, connect, cluster, reference) -> None:
     connection = connect(new_database(), role="settler_owner")
-    migrate(connection)
+    build(connection)
     loaded = legacy.fill(connection, legacy.CURRENT, 3000, 7, tenants=30)
     assert 2900 < loaded < 3200
     assert schema_of(cluster, connection.info.dbname) == reference
@@ -965,7 +1042,7 @@ def test_the_command_line_makes_a_database(new_database, connect, cluster) -> No
     done = subprocess.run(
         [sys.executable, "-m", "tools.legacy", "--shape", "security", "--rows", "1000", "--seed", "3", "--tenants", "2",
          "--conninfo", f"host={state.host} port={state.port} user={state.user} dbname={name}"],
-        check=True, capture_output=True, text=True, cwd=SQL.parents[2],
+        check=True, capture_output=True, text=True, cwd=PROJECT,
         env={**os.environ, "PGPASSWORD": state.password, "PGOPTIONS": "-c role=settler_owner"},
     )  # fmt: skip
     assert "rows/s" in done.stdout
