@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import pglast
 import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
@@ -21,11 +20,10 @@ from ansible_collections.settler.runbook.plugins.module_utils._files import (
     MigrationFile,
     checksum,
     read_migration,
-    read_migrations,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLLECTIONS = PROJECT / "collections"
@@ -42,19 +40,6 @@ def migration(text: str, name: str = "001_test.sql", verify: str = "") -> Migrat
     return MigrationFile(
         version, title, Path("/migrations") / name, text, checksum(text), kind, verify=check if verify else None
     )
-
-
-def build(connection: psycopg.Connection[Any], optional: Sequence[str] = ()) -> None:
-    """Run all of sql/ as the engine does, but without its ledger: whole files, or statement by statement."""
-    for file in read_migrations(PROJECT / "sql/migrations", optional):
-        statements = pglast.split(file.text)
-        if file.directives.transaction:
-            with connection.transaction():
-                for statement in statements:
-                    connection.execute(statement.encode())
-        else:
-            for statement in statements:
-                connection.execute(statement.encode())
 
 
 def refused(call: Callable[..., Any], *arguments: Any, **options: Any) -> RunbookError:

@@ -8,8 +8,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._catalog import sn
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, health, orphans, sequences
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 
-from tests.support import PROJECT, as_migrator, build, call_module
+from tests.support import PROJECT, as_migrator, call_module
 from tools import legacy
+from tools.schema import build
 
 EXPECTED = read_expectation(str(PROJECT / "sql/verify/expected.yml"))
 NAMES = {"settler_owner": "$owner", "settler_migrator": "$migrator", "settler_app": "$app"}

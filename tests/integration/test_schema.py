@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pglast
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._statements import parse
 from psycopg import errors
 
-from tests.support import PROJECT, Background, build, refused
+from tests.support import PROJECT, Background, refused
 from tools import legacy
+from tools.schema import build, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -254,7 +254,7 @@ def test_the_files_are_plain_sql_that_name_no_environment(path) -> None:
 
 def test_what_takes_time_takes_no_lock_that_a_writer_waits_for() -> None:
     """002 fills, 003 builds, 005 reads; 004 only adds what is built or not proved yet."""
-    for file in read_migrations(MIGRATIONS):
+    for file in files_of():
         if file.version in ("002", "003", "005"):
             assert not file.directives.transaction
             for statement in parse(file).statements:
@@ -445,7 +445,7 @@ def test_old_rows_against_a_rule_are_kept_and_named_and_the_next_run_goes_on(
     bad, named, mended = BAD_ROWS[what]
     connection = old_database(new_database, connect, "multi_tenancy")
     connection.execute(bad.encode())
-    files = read_migrations(MIGRATIONS)
+    files = files_of()
     assert named in refused(apply, connection.info.dbname, files).message
     connection.execute(mended.encode())
     apply(connection.info.dbname, files)
@@ -458,7 +458,7 @@ def test_writers_go_on_while_indexes_are_built_and_rules_are_proved(new_database
     connection = old_database(new_database, connect, "multi_tenancy")
     legacy.fill(connection, "multi_tenancy", 20_000, 7)
     name = connection.info.dbname
-    files = read_migrations(MIGRATIONS)
+    files = files_of()
     apply(name, files[:2])
     done = False
 
