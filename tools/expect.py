@@ -1,8 +1,8 @@
 """Writes sql/verify/expected.yml: the catalogue of a reference database that playbooks/setup.yml makes from sql/.
 
 For each folder of sql/optional there is a file of its name beside it: the same database with that folder applied. The
-files are committed, so that a change of the schema is read in review twice: as SQL and as what it comes to. A test makes them
-anew and fails if they differ.
+files are committed, so that a change of the schema is read in review twice: as SQL and as what it comes to. A test
+makes them anew and fails if they differ.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ begin
   if not found then
     raise check_violation using
       message = format('%s refers to a row of %s that does not exist or belongs to another tenant: %s',
-                       p_table, p_parent, p_parent_id);
+                       p_table, p_parent, p_parent_id),
+      hint = 'The session sees the rows of app.current_tenant_id: '
+        || coalesce(public.current_tenant_id()::text, 'none is set') || '.';
   end if;
   if p_tenant_id is distinct from parent_tenant_id and p_tenant_id is not null then
     raise check_violation using

@@ -71,6 +71,18 @@ def test_a_legacy_database_is_migrated_and_keeps_every_row(taken_over: Deploymen
     assert second.tasks("backup") == []
 
 
+def test_optional_partitions_are_made_verified_and_backed_up(ready: Deployment) -> None:
+    ready.query("INSERT INTO audit_logs (event) VALUES ('before') RETURNING id")
+    run = ready.play("migrate.yml", migrate_optional=["table_partitions"], verify_unexpected="fail")
+    assert run.rc == 0, run.output
+    assert ready.query("SELECT event, tableoid::regclass::text FROM audit_logs") == [
+        ("before", "partitions.audit_logs_history")
+    ]
+    wrong = ready.play("verify.yml", verify_unexpected="ignore")
+    assert wrong.rc != 0, "the expectation without the folder is another one"
+    assert ready.play("backup.yml", migrate_optional=["table_partitions"]).rc == 0
+
+
 def test_a_legacy_database_whose_tables_belong_to_others_is_refused_with_the_way_out(deployment: Deployment) -> None:
     deployment.make_legacy()
     refused = deployment.play("create_database.yml")

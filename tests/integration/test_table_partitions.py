@@ -31,8 +31,10 @@ def insert_at(table: str, date: str) -> str:
         "executions": f"insert into executions (job_id, {key}) select job_id, ({date})::timestamp from {source}",
         "matches": f"insert into matches (execution_id, job_id, source_id, target_id, {key}) "
         f"select id, job_id, 's', 't', ({date})::timestamp from {source}",
-        "unmatched": f"insert into unmatched (execution_id, job_id, {key}) select id, job_id, ({date})::timestamp from {source}",
-        "audit_logs": f"insert into audit_logs (event, tenant_id, {key}) select 'x', tenant_id, ({date})::timestamp from {source}",
+        "unmatched": f"insert into unmatched (execution_id, job_id, {key}) "
+        f"select id, job_id, ({date})::timestamp from {source}",
+        "audit_logs": f"insert into audit_logs (event, tenant_id, {key}) "
+        f"select 'x', tenant_id, ({date})::timestamp from {source}",
     }[table]
 
 
@@ -111,8 +113,8 @@ def test_keys_hold_in_both_directions(owner) -> None:
         ("update matches set execution_id = gen_random_uuid()", errors.CheckViolation),
         ("update executions set job_id = gen_random_uuid()", errors.CheckViolation),
         (f"update executions set tenant_id = '{other}' where id = '{execution}'", errors.CheckViolation),
-        (f"insert into executions (id, job_id, started_at) select id, job_id, now() from executions "
-         f"where id = '{execution}'", errors.UniqueViolation),
+        (f"insert into executions (id, job_id) select id, job_id from executions where id = '{execution}'",
+         errors.UniqueViolation),
         (f"update executions set id = gen_random_uuid() where id = '{execution}'", errors.ForeignKeyViolation),
         ("truncate executions", errors.FeatureNotSupported),
     ):  # fmt: skip
@@ -140,8 +142,8 @@ def test_keys_hold_in_both_directions(owner) -> None:
 def test_a_tenant_sees_its_rows_through_the_table_and_none_through_a_partition(owner) -> None:
     tenant = ask(owner, "select tenant_id from executions group by 1 order by count(*) desc limit 1")
     own = {table: ask(owner, f"select count(*) from {table} where tenant_id = %s", tenant) for table in KEYS}
-    partitions = [name for (name,) in owner.execute(
-        "select inhrelid::regclass::text from pg_inherits join pg_class on oid = inhparent where relkind = 'p'")]  # fmt: skip
+    query = "select inhrelid::regclass::text from pg_inherits join pg_class on oid = inhparent where relkind = 'p'"
+    partitions = [name for (name,) in owner.execute(query)]
     assert len(partitions) == 4 * 5
     owner.execute("reset role; set local session authorization settler_app")
     owner.execute("select set_config('app.current_tenant_id', %s, true)", [str(tenant)])
@@ -193,7 +195,13 @@ def test_future_partitions_are_made_and_take_their_rows_from_the_default(owner) 
 
 @pytest.mark.every_major
 def test_old_partitions_are_dropped_only_when_asked_and_told(owner) -> None:
-    for refused in ("'matches', '2 months'", "'matches', null", "'matches', '-1 year'", "'jobs', '1 year'", "null, '1 year'"):
+    for refused in (
+        "'matches', '2 months'",
+        "'matches', null",
+        "'matches', '-1 year'",
+        "'jobs', '1 year'",
+        "null, '1 year'",
+    ):
         with pytest.raises(errors.InvalidParameterValue), owner.transaction():
             owner.execute(f"select * from drop_table_partitions({refused})".encode())
     assert owner.execute("select * from drop_table_partitions('executions', '3 months')").fetchall() == []
@@ -204,7 +212,8 @@ def test_old_partitions_are_dropped_only_when_asked_and_told(owner) -> None:
         """
         create table partitions.young as table partitions.executions_history with no data;
         insert into partitions.young
-          select * from partitions.executions_history where started_at >= date_trunc('month', now()) - interval '1 year';
+          select * from partitions.executions_history
+            where started_at >= date_trunc('month', now()) - interval '1 year';
         alter table partitions.executions_history disable trigger user;
         delete from partitions.executions_history where id in (select id from partitions.young);
         alter table partitions.executions_history enable trigger user
@@ -216,20 +225,22 @@ def test_old_partitions_are_dropped_only_when_asked_and_told(owner) -> None:
         .encode()
     )  # fmt: skip
     old = ask(owner, "select count(*) from partitions.executions_history")
-    of_old = ask(owner, "select count(*) from matches where execution_id in (select id from partitions.executions_history)")
+    of_old = ask(
+        owner, "select count(*) from matches where execution_id in (select id from partitions.executions_history)"
+    )
     matches = ask(owner, "select count(*) from matches")
     assert old > 0 < of_old
-    dropped = owner.execute("select partition, up_to::text, row_count from drop_table_partitions('executions', '6 months')")
+    dropped = owner.execute(
+        "select partition, up_to::text, row_count from drop_table_partitions('executions', '6 months')"
+    )
     assert dropped.fetchall() == [("partitions.executions_history", end, old)]
     assert ask(owner, "select count(*) from matches") == matches - of_old
     assert ask(owner, "select count(*) from matches m where not exists (select from private.execution_ids i "
                       "where i.id = m.execution_id)") == 0  # fmt: skip
     owner.execute("reset role; set local session authorization settler_app")
-    with pytest.raises(errors.InsufficientPrivilege), owner.transaction():
-        owner.execute("select * from drop_table_partitions('matches', '3 months')")
-        owner.execute("select create_table_partitions(9)")
-    with pytest.raises(errors.InsufficientPrivilege), owner.transaction():
-        owner.execute("select create_table_partitions(9)")
+    for call in ("select * from drop_table_partitions('executions', '3 months')", "select create_table_partitions(9)"):
+        with pytest.raises(errors.InsufficientPrivilege), owner.transaction():
+            owner.execute(call.encode())
 
 
 @pytest.mark.every_major
