@@ -1,4 +1,9 @@
 -- runbook: no-transaction
+-- runbook: changes=tenants,users.tenant_id,api_keys.tenant_id,jobs.tenant_id,executions.tenant_id,matches.tenant_id
+-- runbook: changes=unmatched.tenant_id,reports.tenant_id,webhooks.tenant_id,idempotency_keys.tenant_id
+-- runbook: changes=webhook_payloads.tenant_id,audit_logs.tenant_id,event_store.tenant_id,snapshots.tenant_id
+-- runbook: changes=saga_state.tenant_id,dead_letter_queue.tenant_id,reconciliation_summary.tenant_id
+-- runbook: changes=error_hotspots_view.tenant_id
 
 -- The Settler schema, 2 of 5: a tenant for the rows of an old database.
 --

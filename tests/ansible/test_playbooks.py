@@ -224,6 +224,23 @@ def test_changed_file_is_accepted_by_repair_with_a_reason(ready: Deployment) -> 
     assert ready.play("migrate.yml", verify_unexpected="ignore").rc == 0
 
 
+def test_a_migration_that_changes_data_unasked_is_taken_back(ready: Deployment) -> None:
+    tenant = ready.query("INSERT INTO tenants (name, slug) VALUES ('One', 'one') RETURNING id")[0][0]
+    file = ready.migration("101_two.sql", "UPDATE tenants SET name = lower(name);\n")
+    run = ready.play("migrate.yml")
+    assert run.rc != 0
+    assert "public.tenants.name" in run.output
+    assert f"changed: {tenant}" in run.output
+    assert "-- runbook: changes=tenants.name" in run.output
+    assert ready.query("SELECT name FROM tenants") == [("One",)]
+
+    file.write_text("-- runbook: changes=tenants.name\n" + file.read_text())
+    run = ready.play("migrate.yml")
+    assert run.rc == 0, run.output
+    assert "data of " in run.output
+    assert ready.query("SELECT name FROM tenants") == [("one",)]
+
+
 def test_a_long_migration_is_not_silent(ready: Deployment) -> None:
     ready.migration("101_long.sql", "CREATE TABLE two (id int);\nSELECT pg_sleep(7);\nDROP TABLE two;\n")
     run = ready.play("migrate.yml")
@@ -239,8 +256,13 @@ def test_status_tells_what_is_applied_pending_connected_and_backed_up(ready: Dep
         run = ready.play("status.yml")
     assert run.rc == 0, run.output
     assert run.changed() == []
-    for told in ("001_initial_schema.sql", "101_two.sql", f"1 of {ready.prefix}_app", "rows,", "1 pending"):
+    for told in ("001_initial_schema.sql", "101_two.sql", f"1 of {ready.prefix}_app", "1 pending"):
         assert told in run.output
+    for told in ("(0.0 h ago)", "rows,", "not proven"):
+        assert told in run.output
+    backup = next((ready.folder / "inventory" / "backups" / ready.database).glob("[!.]*"))
+    next((backup / "dump").glob("*.dat*")).unlink()
+    assert f"{backup.name}  damaged: " in ready.play("status.yml").output
 
 
 def test_status_of_a_database_that_does_not_exist(deployment: Deployment) -> None:

@@ -186,18 +186,18 @@ def test_folders_and_files_are_for_their_owner_only(database, back_up, tmp_path)
         os.umask(before)
     for path in [tmp_path / "backups", folder.parent, folder, *folder.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
-    assert sorted(path.name for path in folder.iterdir()) == ["catalogue.json", "dump", "manifest.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["catalogue.json", "dump", "keys.json.gz", "manifest.json"]
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", "b1"]
 
 
 def test_counts_and_catalogue_are_of_the_dumps_own_snapshot(database, back_up, restore, connect, monkeypatch, roles):
     writer = connect(database, role=roles.owner, user=roles.migrator)
 
-    def start_after_a_change(command, environment):
+    def start_after_a_change(command, environment, **options):
         writer.execute(
             "INSERT INTO tenants (name) VALUES ('late'); CREATE TABLE late (i int); DELETE FROM \"Odd name\""
         )
-        return start(command, environment)
+        return start(command, environment, **options)
 
     start = _backup.start_program
     monkeypatch.setattr(_backup, "start_program", start_after_a_change)

@@ -54,6 +54,7 @@ class Options:
     phase: str = "all"
     expected_plan: str = ""
     accept_copy: bool = False
+    window: str = ""
     repair_invalid: bool = True
     analyze: bool = True
     refresh: bool = True
@@ -66,7 +67,10 @@ class Options:
 
 @dataclass
 class Applied:
-    """One file that was applied; C(rows) are those that a batch file has changed."""
+    """One file that was applied.
+
+    C(rows) are those that a batch file has changed, C(changes) the tables and columns whose data it says to change.
+    """
 
     file: str
     version: str
@@ -76,6 +80,7 @@ class Applied:
     attempts: int
     kind: str = "versioned"
     rows: int | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass
