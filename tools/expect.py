@@ -1,7 +1,8 @@
 """Writes sql/verify/expected.yml: the catalogue of a reference database that playbooks/setup.yml makes from sql/.
 
-The file is committed, so that a change of the schema is read in review twice: as SQL and as what it comes to. A test
-makes it anew and fails if it differs.
+For each folder of sql/optional there is a file of its name beside it: the same database with that folder applied. The
+files are committed, so that a change of the schema is read in review twice: as SQL and as what it comes to. A test
+makes them anew and fails if they differ.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import yaml
 
 from tools import inventory, project
 from tools.cluster import Cluster
+from tools.schema import OPTIONAL, build, files_of
 
 sys.path.insert(0, str(project.ROOT / "collections"))
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import snapshot
 
-TARGET = project.ROOT / "sql" / "verify" / "expected.yml"
+FOLDER = project.ROOT / "sql" / "verify"
 DATABASE = "settler_reference"
 HEADER = """\
 ---
@@ -30,8 +32,8 @@ HEADER = """\
 """
 
 
-def expectation(cluster: Cluster, folder: Path) -> str:
-    """Return the file's text, from a database that is set up on a cluster; the folder is for what the run leaves.
+def expectations(cluster: Cluster, folder: Path) -> dict[Path, str]:
+    """Return the files' texts, from a database that is set up on a cluster; the folder is for what the run leaves.
 
     Database and roles are left on the cluster, which is thrown away.
     """
@@ -50,22 +52,44 @@ def expectation(cluster: Cluster, folder: Path) -> str:
     )
     if run.returncode:
         raise project.ToolError(f"the reference database could not be made:\n{run.stdout}{run.stderr}")
+    texts = {FOLDER / "expected.yml": _text(cluster, DATABASE)}
+    for name in OPTIONAL:
+        copy = f"{DATABASE}_{name}"
+        with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
+            server.execute(f"CREATE DATABASE {copy} TEMPLATE {DATABASE} OWNER {DATABASE}_owner".encode())
+        with psycopg.connect(cluster.conninfo(copy), autocommit=True) as connection:
+            connection.execute(f"SET ROLE {DATABASE}_owner".encode())
+            build(connection, [file for file in files_of(name) if file.folder])
+        texts[FOLDER / f"{name}.yml"] = _text(cluster, copy)
+    return texts
+
+
+def _text(cluster: Cluster, database: str) -> str:
     names = {f"{DATABASE}_{role}": f"${role}" for role in ("owner", "migrator", "app")}
-    with psycopg.connect(cluster.conninfo(DATABASE), autocommit=True) as connection:
+    with psycopg.connect(cluster.conninfo(database), autocommit=True) as connection:
         connection.execute("SET search_path = public")
-        catalogue = snapshot(connection, exclude=["runbook"], role_names=names)
+        catalogue = snapshot(connection, exclude=["runbook", "partitions"], role_names=names)
     return HEADER + yaml.safe_dump(_by_name(catalogue), sort_keys=False, allow_unicode=True, width=118)
 
 
 def _by_name(catalogue: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
-    """Sort the objects of each kind by name, so that the file changes only where the schema does."""
-    return {kind: dict(sorted(objects.items())) for kind, objects in catalogue.items()}
+    """Sort objects and all of their parts but columns by name, so that the file changes only where the schema does."""
+    return {kind: {name: _parts(objects[name]) for name in sorted(objects)} for kind, objects in catalogue.items()}
+
+
+def _parts(properties: object) -> object:
+    if not isinstance(properties, dict):
+        return properties
+    return {
+        key: dict(sorted(value.items())) if isinstance(value, dict) and key != "columns" else value
+        for key, value in properties.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the file, or with ``--check`` compare it."""
+    """Write the files, or with ``--check`` compare them."""
     parser = argparse.ArgumentParser(prog="./runbook expect", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the committed file differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a committed file differs")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="settler-expect-") as name:
         folder = Path(name)
@@ -73,13 +97,13 @@ def main(arguments: list[str] | None = None) -> int:
         cluster = Cluster(folder / "cluster", fsync=False)
         try:
             cluster.up()
-            text = expectation(cluster, folder)
+            texts = expectations(cluster, folder)
         finally:
             cluster.down()
     if options.check:
-        return int(text != TARGET.read_text(encoding="utf-8"))
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(text, encoding="utf-8")
+        return int(any(text != path.read_text(encoding="utf-8") for path, text in texts.items()))
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tools import project
+from tools.schema import files_of
 
 if TYPE_CHECKING:
     from tests.ansible.conftest import Bastion, Deployment
 
 FILES = {
-    "002_two.sql": "CREATE TABLE two (id int PRIMARY KEY, done bool);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n"
+    "102_two.sql": "CREATE TABLE two (id int PRIMARY KEY, done bool);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n"
     "INSERT INTO two SELECT generate_series(1, 500);\n",
-    "002_two.verify.sql": "SELECT 'too few' WHERE (SELECT count(*) FROM two) < 500;\n",
-    "003_fill.batch.sql": "-- runbook: batch-table=public.two batch-key=id\n"
+    "102_two.verify.sql": "SELECT 'too few' WHERE (SELECT count(*) FROM two) < 500;\n",
+    "103_fill.batch.sql": "-- runbook: batch-table=public.two batch-key=id\n"
     "UPDATE two SET done = true WHERE id BETWEEN :from AND :to;\n",
-    "004_index.sql": "-- runbook: no-transaction\nCREATE INDEX CONCURRENTLY two_done ON two (done);\n",
+    "104_index.sql": "-- runbook: no-transaction\nCREATE INDEX CONCURRENTLY two_done ON two (done);\n",
     "R__view.sql": "CREATE OR REPLACE VIEW twos WITH (security_invoker = false) AS SELECT count(*) FROM two;\n",
 }
 
@@ -69,7 +70,7 @@ def test_host_without_the_parser_is_migrated_as_one_with_it(ready: Deployment, b
     assert without_advice(plan) == without_advice(expected)
     status = ready.play("status.yml")
     assert status.rc == 0, status.output
-    assert "CREATE INDEX" in status.output or "004_index.sql" in status.output
+    assert "CREATE INDEX" in status.output or "104_index.sql" in status.output
 
     run = ready.play("migrate.yml", "-vvv", verify_unexpected="ignore")
     assert run.rc == 0, run.output
@@ -84,15 +85,15 @@ def test_host_without_the_parser_is_migrated_as_one_with_it(ready: Deployment, b
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("002_bad.sql", "CREATE TABLE two (id int);\nCOMMIT;\n", "002_bad.sql:2: transaction control: COMMIT"),
-        ("002_bad.sql", "CREATE TABLE two (id int);\nDROP TABLE jobs;\n", "drop-table"),
-        ("002_bad.verify.sql", "SET search_path = x;\n", "no question"),
+        ("102_bad.sql", "CREATE TABLE two (id int);\nCOMMIT;\n", "102_bad.sql:2: transaction control: COMMIT"),
+        ("102_bad.sql", "CREATE TABLE two (id int);\nDROP TABLE jobs;\n", "drop-table"),
+        ("102_bad.verify.sql", "SET search_path = x;\n", "no question"),
     ],
 )
 def test_what_an_engine_refuses_is_refused_alike(
     ready: Deployment, bare_python: Path, name: str, text: str, told: str
 ) -> None:
-    ready.migration("002_bad.sql", "CREATE TABLE two (id int);\n")
+    ready.migration("102_bad.sql", "CREATE TABLE two (id int);\n")
     path = ready.migration(name, text)
     on(ready, {"ansible_python_interpreter": str(bare_python)})
     run = ready.play("migrate.yml")
@@ -103,17 +104,17 @@ def test_what_an_engine_refuses_is_refused_alike(
 
 
 def test_statement_newer_than_the_grammar_is_warned_of_alike(ready: Deployment, bare_python: Path) -> None:
-    ready.migration("002_new.sql", "SELECT 1 NEWER THAN THE GRAMMAR;\n")
+    ready.migration("102_new.sql", "SELECT 1 NEWER THAN THE GRAMMAR;\n")
     on(ready, {"ansible_python_interpreter": str(bare_python)})
     run = ready.play("migrate.yml")
     assert run.rc != 0
     warnings = result_of(run, "Apply what is pending")["warnings"]
-    assert any("002_new.sql:1: " in one and "the statement is sent unchecked" in one for one in warnings), warnings
+    assert any("102_new.sql:1: " in one and "the statement is sent unchecked" in one for one in warnings), warnings
 
 
 def test_fleet_is_parsed_once_for_all_its_databases(ready: Deployment, bare_python: Path) -> None:
-    ready.migration("002_two.sql", FILES["002_two.sql"])
-    ready.migration("003_three.sql", "CREATE TABLE three (id int);\nALTER TABLE three ENABLE ROW LEVEL SECURITY;\n")
+    ready.migration("102_two.sql", FILES["102_two.sql"])
+    ready.migration("103_three.sql", "CREATE TABLE three (id int);\nALTER TABLE three ENABLE ROW LEVEL SECURITY;\n")
     other = f"{ready.database}_other"
     with ready.connect("postgres") as server:
         server.execute(f"CREATE DATABASE {other} TEMPLATE {ready.database} OWNER {ready.prefix}_owner")
@@ -128,13 +129,14 @@ def test_baseline_is_proved_by_files_that_the_controller_parsed(ready: Deploymen
     with ready.connect() as connection:
         connection.execute("DROP SCHEMA runbook CASCADE")
     on(ready, {"ansible_python_interpreter": str(bare_python)})
-    run = ready.play("adopt.yml", migrate_baseline="001")
+    run = ready.play("adopt.yml", migrate_baseline="005")
     assert run.rc == 0, run.output
-    assert ready.query("SELECT file FROM runbook.migrations") == [("001_initial_schema.sql",)]
+    files = [name for (name,) in ready.query("SELECT file FROM runbook.migrations ORDER BY 1")]
+    assert files == sorted(file.file for file in files_of() if file.version)
 
 
 def test_no_parser_on_either_side_names_both(ready: Deployment, bare_python: Path, tmp_path: Path) -> None:
-    ready.migration("002_two.sql", FILES["002_two.sql"])
+    ready.migration("102_two.sql", FILES["102_two.sql"])
     on(ready, {"ansible_python_interpreter": str(bare_python)})
     (tmp_path / "without").mkdir()
     (tmp_path / "without/pglast.py").write_text("raise ImportError('not here')\n")
@@ -155,7 +157,7 @@ def test_no_parser_on_either_side_names_both(ready: Deployment, bare_python: Pat
 
 
 def test_a_thousand_files_are_parsed_for_a_host_behind_ssh(ready: Deployment, bastion: Bastion) -> None:
-    for number in range(2, 1002):
+    for number in range(1000, 2000):
         ready.migration(f"{number:04}_x.sql", f"CREATE TABLE x{number} (id int, note text DEFAULT '{'x' * 200}');\n")
     on(ready, bastion.variables())
     run = ready.play("migrate.yml", "--check")
@@ -164,8 +166,8 @@ def test_a_thousand_files_are_parsed_for_a_host_behind_ssh(ready: Deployment, ba
 
 
 def test_progress_is_shown_live_over_ssh(ready: Deployment, bastion: Bastion) -> None:
-    ready.migration("002_one.sql", "CREATE TABLE two (id int);\n")
-    ready.migration("003_long.sql", "SELECT 1;\nSELECT pg_sleep(12);\nDROP TABLE two;\n")
+    ready.migration("102_one.sql", "CREATE TABLE two (id int);\n")
+    ready.migration("103_long.sql", "SELECT 1;\nSELECT pg_sleep(12);\nDROP TABLE two;\n")
     on(ready, bastion.variables())
     seen_while_asleep: list[bool] = []
 
@@ -183,15 +185,15 @@ def test_progress_is_shown_live_over_ssh(ready: Deployment, bastion: Bastion) ->
     run = ready.play("migrate.yml", verify_unexpected="ignore")
     assert run.rc == 0, run.output
     thread.join(5)
-    assert "… 003_long.sql (2 of 2): statement 2 of 3, line 2, " in run.output
+    assert "… 103_long.sql (2 of 2): statement 2 of 3, line 2, " in run.output
     verbose = [event["stdout"] for event in run.events if event["event"] == "verbose"]
-    assert any("003_long.sql (2 of 2): statement 2 of 3" in line for line in verbose)
+    assert any("103_long.sql (2 of 2): statement 2 of 3" in line for line in verbose)
     assert seen_while_asleep == [True]
     assert not list(Path("/var/tmp").glob("runbook-progress-*"))
 
 
 def test_check_mode_is_quiet(ready: Deployment, bastion: Bastion) -> None:
-    ready.migration("002_one.sql", "CREATE TABLE two (id int);\n")
+    ready.migration("102_one.sql", "CREATE TABLE two (id int);\n")
     on(ready, bastion.variables())
     run = ready.play("migrate.yml", "--check", "-vvv")
     assert run.rc == 0, run.output

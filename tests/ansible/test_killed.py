@@ -65,7 +65,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def test_a_run_killed_in_the_migration_is_followed_by_one_that_succeeds(ready: Deployment) -> None:
     slow = "CREATE TABLE half (id int);\nALTER TABLE half ENABLE ROW LEVEL SECURITY;\nSELECT pg_sleep({});\n"
-    ready.migration("002_slow.sql", slow.format(120))
+    ready.migration("101_slow.sql", slow.format(120))
     sleeping = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(120)%'"
 
     process = start(ready, "migrate.yml")
@@ -77,7 +77,7 @@ def test_a_run_killed_in_the_migration_is_followed_by_one_that_succeeds(ready: D
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
         ready.connect(user="app")  # killed inside the window: the safe side
 
-    ready.migration("002_slow.sql", slow.format(0))
+    ready.migration("101_slow.sql", slow.format(0))
     run = ready.play("migrate.yml", verify_unexpected="ignore")
     assert run.rc == 0, run.output
     assert ready.query("SELECT to_regclass('public.half') IS NOT NULL") == [(True,)]

@@ -28,7 +28,7 @@ def may_connect(deployment: Deployment) -> bool:
 
 
 def test_two_hosts_of_a_play_that_are_one_database_are_refused(ready: Deployment) -> None:
-    ready.migration("002_two.sql", PENDING)
+    ready.migration("102_two.sql", PENDING)
     inventory = json.loads(ready.inventory.read_text())
     hosts = inventory["settler_database"]["hosts"]
     ((name, host),) = hosts.items()
@@ -47,7 +47,7 @@ def test_two_hosts_of_a_play_that_are_one_database_are_refused(ready: Deployment
 
 
 def test_run_does_not_open_its_window_while_another_one_is_at_work(ready: Deployment) -> None:
-    ready.migration("002_two.sql", PENDING)
+    ready.migration("102_two.sql", PENDING)
     with psycopg.connect(ready.cluster.conninfo(ready.database), application_name="runbook:other:backup"):
         run = ready.play("migrate.yml")
     assert run.rc != 0
@@ -61,7 +61,7 @@ def test_run_does_not_open_its_window_while_another_one_is_at_work(ready: Deploy
 @pytest.mark.parametrize("what", ["GRANT", "REVOKE"])
 def test_run_whose_window_another_one_took_over_applies_nothing(ready: Deployment, what: str) -> None:
     """Between two steps of a run there is no session to be seen, so the other one comes in; the first one finds out."""
-    ready.migration("002_two.sql", PENDING)
+    ready.migration("102_two.sql", PENDING)
     backups = ready.folder / "inventory" / "backups" / ready.database
     with ready.connect() as blocker:
         blocker.execute("BEGIN")
@@ -87,7 +87,7 @@ def test_run_whose_window_another_one_took_over_applies_nothing(ready: Deploymen
 
 
 def test_window_of_a_killed_run_is_taken_over_at_once(ready: Deployment) -> None:
-    ready.migration("002_two.sql", PENDING)
+    ready.migration("102_two.sql", PENDING)
     backups = ready.folder / "inventory" / "backups" / ready.database
     with ready.connect() as blocker:
         blocker.execute("BEGIN")

@@ -71,6 +71,18 @@ def test_a_legacy_database_is_migrated_and_keeps_every_row(taken_over: Deploymen
     assert second.tasks("backup") == []
 
 
+def test_optional_partitions_are_made_verified_and_backed_up(ready: Deployment) -> None:
+    ready.query("INSERT INTO audit_logs (event) VALUES ('before') RETURNING id")
+    run = ready.play("migrate.yml", migrate_optional=["table_partitions"], verify_unexpected="fail")
+    assert run.rc == 0, run.output
+    assert ready.query("SELECT event, tableoid::regclass::text FROM audit_logs") == [
+        ("before", "partitions.audit_logs_history")
+    ]
+    wrong = ready.play("verify.yml", verify_unexpected="ignore")
+    assert wrong.rc != 0, "the expectation without the folder is another one"
+    assert ready.play("backup.yml", migrate_optional=["table_partitions"]).rc == 0
+
+
 def test_a_legacy_database_whose_tables_belong_to_others_is_refused_with_the_way_out(deployment: Deployment) -> None:
     deployment.make_legacy()
     refused = deployment.play("create_database.yml")
@@ -104,20 +116,20 @@ def test_an_error_in_the_last_statement_leaves_the_database_byte_for_byte(taken_
 
 
 def test_an_error_in_a_later_file_takes_nothing_but_itself_back(ready: Deployment) -> None:
-    ready.migration("002_bad.sql", "CREATE TABLE two (id int);\nINSERT INTO two VALUES ('no number');\n")
+    ready.migration("101_bad.sql", "CREATE TABLE two (id int);\nINSERT INTO two VALUES ('no number');\n")
     before = ready.dump_without_events()
 
     run = ready.play("migrate.yml")
 
     assert run.rc != 0
-    assert "002_bad.sql:2" in run.output
+    assert "101_bad.sql:2" in run.output
     assert ready.dump_without_events() == before
     event = ready.query("SELECT event, file, detail ->> 'sqlstate' FROM runbook.events ORDER BY id DESC LIMIT 1")
-    assert event == [("failed", "002_bad.sql", "22P02")]
+    assert event == [("failed", "101_bad.sql", "22P02")]
 
 
 def test_a_failed_verification_takes_a_committed_change_back(ready: Deployment) -> None:
-    ready.migration("002_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n")
+    ready.migration("101_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n")
     before = ready.dump_without_events(), ready.row_counts()
 
     run = ready.play("migrate.yml", runbook_run_id="20260101t000000-test")
@@ -135,7 +147,7 @@ def test_a_failed_verification_takes_a_committed_change_back(ready: Deployment) 
 
 def test_the_application_is_kept_out_while_the_change_runs(ready: Deployment) -> None:
     ready.migration(
-        "002_look.sql",
+        "101_look.sql",
         "CREATE TABLE seen AS SELECT has_database_privilege("
         f"'{ready.prefix}_app', current_database(), 'CONNECT') AS app_may_connect;\n"
         "ALTER TABLE seen ENABLE ROW LEVEL SECURITY;\n",
@@ -171,7 +183,7 @@ def test_rollback_refuses_without_its_confirmations_and_then_goes_back(ready: De
 
 def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
     assert ready.play("backup.yml").rc == 0
-    ready.migration("002_two.sql", "CREATE TABLE two (id int);\n")
+    ready.migration("101_two.sql", "CREATE TABLE two (id int);\n")
     kept = ready.folder / "inventory"
     before = ready.dump(), ready.databases(), sorted(kept.rglob("*"))
     names = [
@@ -187,7 +199,7 @@ def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
         "verify",
     ]
     own: dict[str, dict[str, Any]] = {
-        "adopt": {"migrate_baseline": "001"},
+        "adopt": {"migrate_baseline": "005"},
         "fleet": {"migrate_databases": [ready.database]},
         "repair": {"repair_file": "001_initial_schema.sql", "repair_reason": "a try", "repair_action": "forget"},
     }
@@ -199,22 +211,22 @@ def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
 
 
 def test_changed_file_is_accepted_by_repair_with_a_reason(ready: Deployment) -> None:
-    first = ready.migration("002_two.sql", "CREATE TABLE two (id int);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n")
+    first = ready.migration("101_two.sql", "CREATE TABLE two (id int);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n")
     assert ready.play("migrate.yml", verify_unexpected="ignore").rc == 0
     first.write_text("-- why it is there\n" + first.read_text())
     refused = ready.play("migrate.yml", verify_unexpected="ignore")
     assert refused.rc != 0
     assert "playbooks/repair.yml" in refused.output
-    assert ready.play("repair.yml", repair_file="002_two.sql").rc != 0
-    run = ready.play("repair.yml", repair_file="002_two.sql", repair_reason="a comment only")
+    assert ready.play("repair.yml", repair_file="101_two.sql").rc != 0
+    run = ready.play("repair.yml", repair_file="101_two.sql", repair_reason="a comment only")
     assert run.rc == 0, run.output
-    assert "002_two.sql: checksum" in run.output
+    assert "101_two.sql: checksum" in run.output
     assert ready.play("migrate.yml", verify_unexpected="ignore").rc == 0
 
 
 def test_a_migration_that_changes_data_unasked_is_taken_back(ready: Deployment) -> None:
     tenant = ready.query("INSERT INTO tenants (name, slug) VALUES ('One', 'one') RETURNING id")[0][0]
-    file = ready.migration("002_two.sql", "UPDATE tenants SET name = lower(name);\n")
+    file = ready.migration("101_two.sql", "UPDATE tenants SET name = lower(name);\n")
     run = ready.play("migrate.yml")
     assert run.rc != 0
     assert "public.tenants.name" in run.output
@@ -230,21 +242,21 @@ def test_a_migration_that_changes_data_unasked_is_taken_back(ready: Deployment) 
 
 
 def test_a_long_migration_is_not_silent(ready: Deployment) -> None:
-    ready.migration("002_long.sql", "CREATE TABLE two (id int);\nSELECT pg_sleep(7);\nDROP TABLE two;\n")
+    ready.migration("101_long.sql", "CREATE TABLE two (id int);\nSELECT pg_sleep(7);\nDROP TABLE two;\n")
     run = ready.play("migrate.yml")
     assert run.rc == 0, run.output
-    assert "… 002_long.sql (1 of 1): statement 2 of 3, line 2, " in run.output
-    assert any("002_long.sql (1 of 1)" in event.get("stdout", "") for event in run.events)
+    assert "… 101_long.sql (1 of 1): statement 2 of 3, line 2, " in run.output
+    assert any("101_long.sql (1 of 1)" in event.get("stdout", "") for event in run.events)
 
 
 def test_status_tells_what_is_applied_pending_connected_and_backed_up(ready: Deployment) -> None:
     assert ready.play("backup.yml").rc == 0
-    ready.migration("002_two.sql", "CREATE TABLE two (id int);\n")
+    ready.migration("101_two.sql", "CREATE TABLE two (id int);\n")
     with ready.connect(user="app"):
         run = ready.play("status.yml")
     assert run.rc == 0, run.output
     assert run.changed() == []
-    for told in ("001_initial_schema.sql", "002_two.sql", f"1 of {ready.prefix}_app", "1 pending"):
+    for told in ("001_initial_schema.sql", "101_two.sql", f"1 of {ready.prefix}_app", "1 pending"):
         assert told in run.output
     for told in ("(0.0 h ago)", "rows,", "not proven"):
         assert told in run.output

@@ -21,6 +21,7 @@ from psycopg import errors
 from tests.support import PROJECT
 from tools import generate, legacy
 from tools.project import ToolError
+from tools.schema import build
 from tools.values import AMOUNTS, LONGEST_NAME, NASTY
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from tests.conftest import Connect, NewDatabase
     from tools.cluster import Cluster
 
-MIGRATIONS = sorted((PROJECT / "sql/migrations").glob("[0-9]*.sql"))
 EVERY_SHAPE = [*legacy.SHAPES, legacy.CURRENT]
 
 #: A reference that is not as it should be: from the children's tenant to the parents'.
@@ -68,8 +68,7 @@ UNION ALL SELECT 'security' FROM security_events c JOIN users p ON p.id = c.user
 def empty_database(new_database: NewDatabase, connect: Connect, shape: str) -> psycopg.Connection[Any]:
     connection = connect(new_database(), role="settler_owner")
     if shape == legacy.CURRENT:
-        for path in MIGRATIONS:
-            connection.execute(path.read_bytes())
+        build(connection)
     else:
         legacy.create(connection, shape)
     return connection

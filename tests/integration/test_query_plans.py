@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from tests.support import PROJECT
 from tools import generate, legacy
+from tools.schema import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
 
-MIGRATIONS = sorted((PROJECT / "sql/migrations").glob("[0-9]*.sql"))
 ROWS, TENANTS = 1_000_000, 50
 PAGE = 20
 #: So few rows may be sorted or read without an index's order: it costs nothing to speak of.
@@ -157,8 +156,7 @@ def filled(cluster, roles, _template) -> Iterator[Filled]:
         server.execute(f"CREATE DATABASE {name} OWNER settler_owner TEMPLATE {_template}".encode())
         with psycopg.connect(cluster.conninfo(name), autocommit=True) as session:
             session.execute("SET ROLE settler_owner")
-            for path in MIGRATIONS:
-                session.execute(path.read_bytes())
+            build(session)
             counts = generate.fill(session, shape=legacy.CURRENT, rows=ROWS, tenants=TENANTS, seed=7, skew=1.0)
             assert sum(counts.values()) >= ROWS
             session.execute("VACUUM ANALYZE")
