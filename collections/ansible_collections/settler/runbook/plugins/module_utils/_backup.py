@@ -32,6 +32,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import (
     referenced_roles,
     row_counts,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import Encryption, remove_leftovers, seal
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import (
@@ -68,6 +69,7 @@ class Options:
     compression: str
     lock_timeout: float
     keep: int
+    encryption: Encryption = Encryption()
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -86,6 +88,7 @@ def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
             return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
         for leftover in home.glob(".*.partial"):  # no other backup runs: these are of runs that died
             shutil.rmtree(leftover)
+        remove_leftovers(home)
         partial = home / f".{options.run_id}.partial"
         partial.mkdir(mode=0o700)
         try:
@@ -196,10 +199,10 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
         "catalogue_digest": digest(catalogue),
         "tables": rows,
         "rows": sum(rows.values()),
-        "files": _manifest.file_digests(folder),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
-        "duration_s": round(time.monotonic() - started, 2),
     }
+    content = seal(folder, content, options.encryption, options.jobs)
+    content["duration_s"] = round(time.monotonic() - started, 2)
     content["bytes"] = sum(file["size"] for file in content["files"].values())
     _write_file(folder / _manifest.NAME, _manifest.seal(content))
     return content

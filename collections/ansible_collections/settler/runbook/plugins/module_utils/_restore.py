@@ -183,7 +183,7 @@ def restore(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]
         ledger = Ledger(database, options.ledger_schema)
         if ledger.exists():
             ledger.record_event(
-                "rolled_back", run_id=options.run_id, backup=str(options.source), failed_database=names.failed
+                "rolled_back", run_id=options.run_id, backup=manifest.get("opened_from", str(options.source)), failed_database=names.failed
             )
     return {
         "database": names.real,

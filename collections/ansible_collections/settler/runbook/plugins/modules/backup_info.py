@@ -79,18 +79,38 @@ backups:
       description: Size in bytes.
       type: int
       returned: when whole
+    method:
+      description: V(dump), or V(pgbackrest) for one that M(settler.runbook.restore) cannot restore.
+      type: str
+      returned: when whole
+    encryption:
+      description: V(none), V(age) or V(gpg).
+      type: str
+      returned: when whole
+    label:
+      description: Label of pgBackRest's backup.
+      type: str
+      returned: when made by pgBackRest
     error:
       description: What is wrong with its manifest; empty if nothing is.
       type: str
       returned: always
 """
 
+import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import method_of
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import list_backups
 
-FACTS = ("path", "run_id", "finished_at", "environment", "ledger_head", "rows", "bytes", "error")
+FACTS = ("path", "run_id", "finished_at", "environment", "ledger_head", "rows", "bytes", "label", "error")
+
+
+def facts(row: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Return what is told of a backup."""
+    whole = {} if row["error"] else {"method": row.get("method", "dump"), "encryption": method_of(row)}
+    return {**{key: row[key] for key in FACTS if key in row}, **whole}
 
 
 def main() -> None:
@@ -106,7 +126,7 @@ def main() -> None:
         found = list_backups(Path(module.params["directory"]), module.params["database"])
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}")
-    module.exit_json(changed=False, backups=[{key: row[key] for key in FACTS if key in row} for row in found])
+    module.exit_json(changed=False, backups=[facts(row) for row in found])
 
 
 if __name__ == "__main__":

@@ -54,6 +54,11 @@ options:
     description: Parallel connections of C(pg_restore).
     type: int
     default: 2
+  identity:
+    description:
+      - File of the private key, with mode 0600, for a backup that is encrypted. Without a passphrase.
+      - The backup is decrypted into a private folder, which is removed in every case.
+    type: path
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -114,9 +119,11 @@ restored_s:
   type: float
 """
 
+import dataclasses
 import typing as t
 from pathlib import Path
 
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import check_openable, opened
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._restore import Options, check, restore
 
@@ -127,6 +134,7 @@ if t.TYPE_CHECKING:
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Restore, or in check mode look whether it may be done and what it would lose."""
     params = module.params
+    identity = Path(params["identity"]) if params["identity"] else None
     options = Options(
         source=Path(params["src"]),
         run_id=params["run_id"],
@@ -140,7 +148,11 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         accept_data_loss=module.check_mode or params["accept_data_loss"],
     )
     if not module.check_mode:
-        return {"changed": True, **restore(params, options)}
+        if check_openable(options.source, identity):
+            check(params, options)  # what is refused anyway is refused before anything is decrypted
+        with opened(options.source, identity, options.jobs) as source:
+            return {"changed": True, **restore(params, dataclasses.replace(options, source=source))}
+    check_openable(options.source, identity)
     checked = check(params, options)
     manifest, names = checked["manifest"], checked["names"]
     return {
@@ -171,6 +183,7 @@ def main() -> None:
             "ledger_schema": {"type": "str", "default": "runbook"},
             "client_bin": {"type": "path"},
             "jobs": {"type": "int", "default": 2},
+            "identity": {"type": "path"},
         },
     )
 
