@@ -32,7 +32,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import (
     referenced_roles,
     row_counts,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._encryption import Encryption, remove_leftovers, seal
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import Encryption, encrypt, remove_plain
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import (
@@ -88,7 +88,7 @@ def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
             return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
         for leftover in home.glob(".*.partial"):  # no other backup runs: these are of runs that died
             shutil.rmtree(leftover)
-        remove_leftovers(home)
+        remove_plain(home)
         partial = home / f".{options.run_id}.partial"
         partial.mkdir(mode=0o700)
         try:
@@ -201,7 +201,8 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
         "rows": sum(rows.values()),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
     }
-    content = seal(folder, content, options.encryption, options.jobs)
+    content = encrypt(folder, content, options.encryption, options.jobs)
+    content["files"] = _manifest.file_digests(folder)
     content["duration_s"] = round(time.monotonic() - started, 2)
     content["bytes"] = sum(file["size"] for file in content["files"].values())
     _write_file(folder / _manifest.NAME, _manifest.seal(content))

@@ -81,11 +81,11 @@ def prove(encryption: Encryption, identity: Path | None, *, must_open: bool) -> 
         return f"{encryption.method} for {len(tool.keys)} public keys{told}"
 
 
-def seal(folder: Path, content: t.Mapping[str, t.Any], encryption: Encryption, jobs: int) -> dict[str, t.Any]:
-    """Encrypt the files of a backup that is being written; return the manifest's content with their checksums."""
+def encrypt(folder: Path, content: t.Mapping[str, t.Any], encryption: Encryption, jobs: int) -> dict[str, t.Any]:
+    """Encrypt the files of a backup that is being written; return what of the manifest's content may be read."""
     content = dict(content)
     if encryption.method == "none":
-        return {**content, "encryption": {"method": "none"}, "files": _manifest.file_digests(folder)}
+        return {**content, "encryption": {"method": "none"}}
     _check_recipients(encryption)
     private = {key: content.pop(key) for key in PRIVATE if key in content}
     path = folder / _PRIVATE_FILE
@@ -93,14 +93,13 @@ def seal(folder: Path, content: t.Mapping[str, t.Any], encryption: Encryption, j
     path.write_text(json.dumps(private, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     with opened_tool(encryption.method, encryption.recipients) as tool:
 
-        def encrypt(plain: Path) -> None:
+        def replace(plain: Path) -> None:
             tool.encrypt(plain, plain.with_name(plain.name + tool.suffix))
             plain.unlink()
 
-        in_parallel(encrypt, [path for path in sorted(folder.rglob("*")) if path.is_file()], jobs)
+        in_parallel(replace, [path for path in sorted(folder.rglob("*")) if path.is_file()], jobs)
         names = [key.name for key in tool.keys]
-    about = {"method": encryption.method, "recipients": names}
-    return {**content, "encryption": about, "files": _manifest.file_digests(folder)}
+    return {**content, "encryption": {"method": encryption.method, "recipients": names}}
 
 
 def method_of(manifest: t.Mapping[str, t.Any]) -> str:
@@ -188,7 +187,7 @@ def _check_recipients(encryption: Encryption) -> None:
 @contextlib.contextmanager
 def _private_folder(place: Path, name: str) -> t.Iterator[Path]:
     """Yield a folder of our own that is removed in the end, also by a signal; its lock says that it is in use."""
-    remove_leftovers(place)
+    remove_plain(place)
     before, after = _PLAIN.split("{}")
     folder = Path(tempfile.mkdtemp(prefix=f"{before}{name}-", suffix=after, dir=place))
     handle = os.open(folder, os.O_RDONLY)
@@ -201,7 +200,7 @@ def _private_folder(place: Path, name: str) -> t.Iterator[Path]:
         os.close(handle)
 
 
-def remove_leftovers(place: Path) -> None:
+def remove_plain(place: Path) -> None:
     """Remove decrypted copies that killed restores have left: those that nobody holds."""
     for folder in place.glob(_PLAIN.format("*")):
         try:

@@ -25,12 +25,21 @@ def run_postgres_module(work: Work, argument_spec: dict[str, t.Any], **options: 
     module = AnsibleModule(argument_spec=specification, supports_check_mode=True, **options)
     if PSYCOPG_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("psycopg"), exception=PSYCOPG_IMPORT_ERROR)
+    _finish(module, work)
+
+
+def run_module(work: Work, argument_spec: dict[str, t.Any]) -> None:
+    """Run a module that connects to no database, likewise."""
+    _finish(AnsibleModule(argument_spec=argument_spec, supports_check_mode=True), work)
+
+
+def _finish(module: AnsibleModule, work: Work) -> None:
     try:
         result = work(module)
     except RunbookError as error:
         module.fail_json(**error.as_result())
     except psycopg.Error as error:
-        module.fail_json(**from_postgres(error, f"database {module.params['login_db']}").as_result())
+        module.fail_json(**from_postgres(error, f"database {module.params.get('login_db')}").as_result())
     except OSError as error:
         module.fail_json(msg=f"{error.filename or module.tmpdir}: {error.strerror or error}")
     module.exit_json(**result)
