@@ -134,7 +134,7 @@ def back_up(arguments, tmp_path):
     """Back up with a pair's public key; return the folder."""
 
     def run(pair: Pair, run_id: str = "b1", **changes: Any) -> Path:
-        own = {"compression": "none", "lock_timeout": 10.0, "keep": 0, "run_id": run_id}
+        own = {"compression": "none", "lock_timeout": 10.0, "keep": 0, "keep_days": 0.0, "run_id": run_id}
         own |= {"directory": str(tmp_path / "backups"), "encryption": pair.method, "recipients": [pair.public]}
         result = call_module("backup", {**arguments, **own, **changes})
         assert not result.get("failed"), result

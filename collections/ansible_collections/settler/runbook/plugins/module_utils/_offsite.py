@@ -202,7 +202,7 @@ def fetch(place: Place, wanted: Wanted, run_id: str) -> bool:
             _manifest.check_files(final, _manifest.read_manifest(final))
             return False
         partial = home / f".{run_id}.partial"
-        with half_made(partial, lock):
+        with half_made(partial, lock):  # what does not become whole is tidied by the next run
             place.receive([_manifest.NAME], partial, home.name, run_id)
             manifest = _manifest.read_manifest(partial)
             place.receive(sorted(manifest["files"]), partial, home.name, run_id)

@@ -26,7 +26,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     database_argument,
     set_role,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties, row_counts
+from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties, create_as, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
@@ -220,19 +220,8 @@ def _drop_leftovers(connection: psycopg.Connection[t.Any], database: str) -> Non
 
 def _create(connection: psycopg.Connection[t.Any], names: Names, wanted: t.Mapping[str, t.Any], run_id: str) -> None:
     """Make an empty database with the original's owner, encoding and locale."""
-    parts = [
-        sql.SQL("CREATE DATABASE {} TEMPLATE template0 OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {}").format(
-            sql.Identifier(names.restored),
-            sql.Identifier(wanted["owner"]),
-            *(sql.Literal(wanted[key]) for key in ("encoding", "collate", "ctype")),
-        )
-    ]
-    if wanted["locale_provider"] == "i":
-        parts.append(sql.SQL("LOCALE_PROVIDER icu ICU_LOCALE {}").format(sql.Literal(wanted["locale"])))
-    elif wanted["locale_provider"] == "b":
-        parts.append(sql.SQL("LOCALE_PROVIDER builtin BUILTIN_LOCALE {}").format(sql.Literal(wanted["locale"])))
     try:
-        connection.execute(sql.SQL(" ").join(parts))
+        create_as(connection, names.restored, wanted)
     except psycopg.Error as error:
         raise from_postgres(error, f"cannot create database {names.restored}") from error
     database = sql.Identifier(names.restored)
