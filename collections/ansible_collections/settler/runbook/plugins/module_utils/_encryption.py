@@ -26,6 +26,7 @@ from pathlib import Path
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._keys import check_identity, in_parallel, opened_tool
+from ansible_collections.settler.runbook.plugins.module_utils._pgbackrest import METHOD, way_back
 
 METHODS = ("none", "age", "gpg")
 
@@ -108,8 +109,13 @@ def method_of(manifest: t.Mapping[str, t.Any]) -> str:
 
 
 def check_openable(source: Path, identity: Path | None) -> bool:
-    """Tell whether a backup is encrypted; refuse one that is, where there is no private key."""
+    """Tell whether a backup is encrypted; refuse one that is, where there is no private key, and one without a dump."""
     manifest = _manifest.read_manifest(source)
+    if manifest.get("method") == METHOD:
+        raise RunbookError(
+            f"{source}: backup {manifest['label']} of pgBackRest; nothing was touched\n{way_back(manifest)}",
+            hint="Do so by hand: it is the whole server that goes back.",
+        )
     if method_of(manifest) == "none":
         return False
     if identity is None:
