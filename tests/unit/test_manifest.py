@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import stat
 
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
@@ -89,8 +91,8 @@ def test_missing_manifest_is_said_so(tmp_path):
 
 
 def test_other_format_is_refused(tmp_path):
-    seal(tmp_path, format=2)
-    with pytest.raises(RunbookError, match="format 2"):
+    seal(tmp_path, format=3)
+    with pytest.raises(RunbookError, match="format 3, this version reads 1 and 2"):
         _manifest.read_manifest(tmp_path)
 
 
@@ -138,6 +140,7 @@ def test_backups_are_listed_newest_first_and_damaged_ones_last(tmp_path):
     rows = _manifest.list_backups(tmp_path, "settler")
     assert [row["run_id"] for row in rows] == ["r3", "r2", "r1", "broken"]
     assert [bool(row["error"]) for row in rows] == [False, False, False, True]
+    assert [row["proof"] for row in rows] == [None] * 4
     assert rows[0]["path"] == str(home / "r3")
     assert _manifest.list_backups(tmp_path, "other") == []
 
@@ -148,3 +151,74 @@ def test_no_name_of_a_database_leads_out_of_the_backup_folder(tmp_path, name):
     assert home.parent == tmp_path
     assert not home.name.startswith(".")
     assert _manifest.home_of(tmp_path, "settler") == tmp_path / "settler"
+
+
+def test_a_backup_lists_as_damaged_by_its_sizes_and_on_demand_by_its_checksums(tmp_path, backup):
+    place = tmp_path / "home" / "settler" / "r1"
+    place.parent.mkdir(parents=True)
+    shutil.copytree(backup, place, ignore=shutil.ignore_patterns("home"))
+    path = place / "dump" / "toc.dat"
+    content = path.read_bytes()
+
+    def errors(**options):
+        return [row["error"] for row in _manifest.list_backups(tmp_path / "home", "settler", **options)]
+
+    assert errors(checksums=True) == [""]
+    path.write_bytes(b"\xff" + content[1:])
+    assert errors() == [""]
+    assert "dump/toc.dat: checksum does not fit" in errors(checksums=True)[0]
+    path.write_bytes(content[1:])
+    assert "dump/toc.dat: 255 bytes, the manifest says 256" in errors()[0]
+
+
+# The proof of a drill
+
+
+def test_proof_is_read_as_it_was_written_and_is_no_part_of_the_manifest(backup):
+    assert _manifest.read_proof(backup) is None
+    wrote = _manifest.write_proof(backup, {"counts_match": True, "minutes": 1.5, "to": "ü"})
+    assert _manifest.read_proof(backup) == wrote
+    assert (wrote["minutes"], wrote["to"], wrote["at"][:2]) == (1.5, "ü", "20")
+    assert stat.S_IMODE((backup / _manifest.PROOF).stat().st_mode) == 0o600
+    _manifest.check_files(backup, _manifest.read_manifest(backup))
+    again = _manifest.write_proof(backup, {"counts_match": True, "minutes": 2})
+    assert _manifest.read_proof(backup) == again
+    assert not list(backup.glob(".*"))
+
+
+def test_no_bit_of_a_proof_can_change_what_it_says(backup):
+    said = _manifest.write_proof(backup, {"counts_match": True})
+    path = backup / _manifest.PROOF
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert _manifest.read_proof(backup) in (said, None)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert _manifest.read_proof(backup) is None
+
+
+@pytest.mark.parametrize("facts", [{}, {"counts_match": False}, {"counts_match": 1}])
+def test_proof_that_does_not_say_that_the_counts_matched_proves_nothing(backup, facts):
+    _manifest.write_proof(backup, facts)
+    assert _manifest.read_proof(backup) is None
+
+
+def test_proof_of_another_backup_proves_nothing(backup):
+    _manifest.write_proof(backup, {"counts_match": True})
+    seal(backup, run_id="other")
+    assert _manifest.read_proof(backup) is None
+
+
+def test_damaged_backup_cannot_be_proven(backup):
+    (backup / _manifest.NAME).write_text("{", encoding="utf-8")
+    for call in (lambda: _manifest.write_proof(backup, {"counts_match": True}), lambda: _manifest.read_proof(backup)):
+        with pytest.raises(RunbookError, match="damaged"):
+            call()
+    assert not (backup / _manifest.PROOF).exists()
+
+
+def test_what_a_killed_drill_left_is_no_damage(backup):
+    (backup / f".{_manifest.PROOF}.partial").write_text("{", encoding="utf-8")
+    _manifest.check_files(backup, _manifest.read_manifest(backup))
+    _manifest.write_proof(backup, {"counts_match": True})
+    assert not list(backup.glob(".*"))

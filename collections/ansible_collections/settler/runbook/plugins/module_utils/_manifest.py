@@ -4,14 +4,18 @@
 
 """The manifest of a backup: what was in the database, and the checksum of every file. Only this proves a dump.
 
-A backup is a folder C(<directory>/<database>/<run id>/) with C(manifest.json), C(catalogue.json) and C(dump/).
+A backup is a folder C(<directory>/<database>/<run id>/) with C(manifest.json), C(catalogue.json) and C(dump/). A restore
+drill that has succeeded writes C(proven.json) beside them.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
+import os
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Fingerprint, from_data
@@ -19,19 +23,35 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
 if t.TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
 NAME = "manifest.json"
 #: Keys and hashes of some rows of each table, to trace differences.
 KEYS = "keys.json.gz"
+PROOF = "proven.json"
+#: What lies in a backup without being in its manifest.
+BESIDE = frozenset({NAME, PROOF, f".{PROOF}.partial"})
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Return the size of every file of a backup, by relative name; what is no part of the manifest is left out."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and str(path.relative_to(folder)) not in BESIDE
+    }
 
 
 def file_digests(folder: Path) -> dict[str, dict[str, t.Any]]:
-    """Return size and SHA-256 of every file below a folder, by relative name; the manifest itself is left out."""
-    return {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / NAME
-    }
+    """Return size and SHA-256 of every file of a backup, by relative name; a file for each core at a time."""
+    sizes = file_sizes(folder)
+    return {name: {"size": sizes[name], "sha256": digest} for name, digest in _digests(folder, sizes).items()}
+
+
+def _digests(folder: Path, names: t.Iterable[str]) -> dict[str, str]:
+    names = list(names)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(_sha256, [folder / name for name in names]), strict=True))
 
 
 def _sha256(path: Path) -> str:
@@ -41,7 +61,11 @@ def _sha256(path: Path) -> str:
 
 def seal(content: t.Mapping[str, t.Any]) -> str:
     """Return the manifest's text, with a checksum of itself."""
-    return json.dumps({**content, "manifest_sha256": _self_digest(content)}, indent=2, ensure_ascii=False) + "\n"
+    return _sealed(content, "manifest_sha256")
+
+
+def _sealed(content: t.Mapping[str, t.Any], key: str) -> str:
+    return json.dumps({**content, key: _self_digest(content)}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _self_digest(content: t.Mapping[str, t.Any]) -> str:
@@ -67,32 +91,107 @@ def read_manifest(folder: Path) -> dict[str, t.Any]:
         raise RunbookError(f"{path}: damaged: {error}", hint="Use another backup.") from error
     if sealed != _self_digest(content):
         raise RunbookError(f"{path}: damaged: its checksum does not fit", hint="Use another backup.")
-    if content.get("format") != FORMAT:
-        raise RunbookError(f"{path}: format {content.get('format')}, this version reads {FORMAT}")
+    if content.get("format") not in READABLE:
+        raise RunbookError(
+            f"{path}: format {content.get('format')}, this version reads {' and '.join(map(str, READABLE))}",
+            hint="Restore it with the version of the runbook that made it.",
+        )
     return t.cast("dict[str, t.Any]", content)
 
 
-def check_files(folder: Path, manifest: t.Mapping[str, t.Any]) -> None:
+def check_files(folder: Path, manifest: t.Mapping[str, t.Any], *, checksums: bool = True) -> None:
     """Compare every file with the manifest.
+
+    Args:
+        folder: the backup.
+        manifest: what M(read_manifest) has read.
+        checksums: whether the files are read; without, names and sizes are compared, which costs nothing.
 
     Raises:
         RunbookError: a file is missing, is one too many, or is not what was written; all are named.
     """
-    wanted, found = manifest["files"], file_digests(folder)
+    wanted = manifest["files"]
+    found = file_sizes(folder)
     problems = [f"{name}: missing" for name in wanted if name not in found]
     problems += [f"{name}: not in the manifest" for name in found if name not in wanted]
-    for name, facts in wanted.items():
-        have = found.get(name)
-        if have and have["size"] != facts["size"]:
-            problems.append(f"{name}: {have['size']} bytes, the manifest says {facts['size']}")
-        elif have and have["sha256"] != facts["sha256"]:
-            problems.append(f"{name}: checksum does not fit")
+    problems += [
+        f"{name}: {found[name]} bytes, the manifest says {facts['size']}"
+        for name, facts in wanted.items()
+        if name in found and found[name] != facts["size"]
+    ]
+    if checksums:
+        digests = _digests(folder, (name for name, facts in wanted.items() if found.get(name) == facts["size"]))
+        problems += [
+            f"{name}: checksum does not fit" for name, digest in digests.items() if digest != wanted[name]["sha256"]
+        ]
     if problems:
         raise RunbookError(
             f"{folder}: the backup is damaged; nothing was touched\n" + "\n".join(f"  {line}" for line in problems),
             hint="Use another backup: playbooks/status.yml lists them.",
             problems=problems,
         )
+
+
+def write_proof(folder: Path, facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Write beside a backup that it was restored and found whole; return what was written.
+
+    The proof is bound to this very manifest and sealed as it is. A proof of an earlier drill is replaced.
+
+    Args:
+        folder: the backup.
+        facts: what the drill has seen, at least C(counts_match) and C(minutes). C(manifest_sha256) and C(at) are added.
+
+    Raises:
+        RunbookError: there is no backup, or its manifest is damaged.
+    """
+    content = {
+        "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **facts,
+        "manifest_sha256": _self_digest(read_manifest(folder)),
+    }
+    write_durably(folder / PROOF, _sealed(content, "proof_sha256"))
+    return content
+
+
+def read_proof(folder: Path) -> dict[str, t.Any] | None:
+    """Return what the last restore drill wrote beside a backup; None if the backup is not proven.
+
+    It is not where the file is missing or damaged, belongs to another manifest, or does not say that the counts matched.
+
+    Raises:
+        RunbookError: there is no backup, or its manifest is damaged.
+    """
+    return _proof_of(folder, read_manifest(folder))
+
+
+def _proof_of(folder: Path, manifest: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
+    try:
+        content = json.loads((folder / PROOF).read_text(encoding="utf-8"))
+        sealed = content.pop("proof_sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    whole = sealed == _self_digest(content) and content.get("manifest_sha256") == _self_digest(manifest)
+    return content if whole and content.get("counts_match") is True else None
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file of the owner's that is there whole or not at all, also after the power has failed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def home_of(directory: Path, database: str) -> Path:
@@ -113,15 +212,22 @@ def read_fingerprints(folder: Path) -> dict[str, Fingerprint]:
     return from_data(manifest["fingerprints"], keys.read_bytes() if keys.exists() else None)
 
 
-def list_backups(directory: Path, database: str) -> list[dict[str, t.Any]]:
-    """Return the manifests of a database's backups, newest first, each with its C(path); damaged ones with C(error)."""
-    rows = []
+def list_backups(directory: Path, database: str, *, checksums: bool = False) -> list[dict[str, t.Any]]:
+    """Return the manifests of a database's backups, newest first, each with C(path), C(proof) and C(error).
+
+    C(error) says what is damaged: the manifest, a file's name or size, with C(checksums) also what is in a file.
+    """
+    rows: list[dict[str, t.Any]] = []
     folder = home_of(directory, database)
     for path in folder.iterdir() if folder.is_dir() else ():
         if not path.is_dir() or path.name.startswith("."):
             continue
+        row: dict[str, t.Any] = {"run_id": path.name, "finished_at": "", "proof": None, "error": ""}
         try:
-            rows.append({**read_manifest(path), "path": str(path), "error": ""})
+            manifest = read_manifest(path)
+            row |= {**manifest, "proof": _proof_of(path, manifest)}
+            check_files(path, manifest, checksums=checksums)
         except RunbookError as error:
-            rows.append({"path": str(path), "run_id": path.name, "finished_at": "", "error": error.message})
-    return sorted(rows, key=lambda row: str(row["finished_at"]), reverse=True)
+            row["error"] = error.message
+        rows.append({**row, "path": str(path)})
+    return sorted(rows, key=lambda row: (not row["error"], str(row["finished_at"])), reverse=True)
