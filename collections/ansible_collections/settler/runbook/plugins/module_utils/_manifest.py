@@ -4,8 +4,8 @@
 
 """The manifest of a backup: what was in the database, and the checksum of every file. Only this proves a dump.
 
-A backup is a folder C(<directory>/<database>/<run id>/) with C(manifest.json), C(catalogue.json) and C(dump/). A restore
-drill that has succeeded writes C(proven.json) beside them.
+A backup is a folder C(<directory>/<database>/<run id>/) with C(manifest.json), C(catalogue.json) and C(dump/).
+A restore drill that has succeeded writes C(proven.json) beside them.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def write_proof(folder: Path, facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 def read_proof(folder: Path) -> dict[str, t.Any] | None:
     """Return what the last restore drill wrote beside a backup; None if the backup is not proven.
 
-    It is not where the file is missing or damaged, belongs to another manifest, or does not say that the counts matched.
+    It is not where the file is missing, damaged or of another manifest, or does not say that the counts matched.
 
     Raises:
         RunbookError: there is no backup, or its manifest is damaged.
