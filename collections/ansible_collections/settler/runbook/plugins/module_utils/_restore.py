@@ -22,7 +22,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     database_argument,
     set_role,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._database import row_counts
+from ansible_collections.settler.runbook.plugins.module_utils._database import create_as, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Fingerprint,
@@ -148,19 +148,8 @@ def create(
     comment: str,
 ) -> None:
     """Make an empty database with the original's owner, encoding and locale."""
-    parts = [
-        sql.SQL("CREATE DATABASE {} TEMPLATE template0 OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {}").format(
-            sql.Identifier(name),
-            sql.Identifier(wanted["owner"]),
-            *(sql.Literal(wanted[key]) for key in ("encoding", "collate", "ctype")),
-        )
-    ]
-    if wanted["locale_provider"] == "i":
-        parts.append(sql.SQL("LOCALE_PROVIDER icu ICU_LOCALE {}").format(sql.Literal(wanted["locale"])))
-    elif wanted["locale_provider"] == "b":
-        parts.append(sql.SQL("LOCALE_PROVIDER builtin BUILTIN_LOCALE {}").format(sql.Literal(wanted["locale"])))
     try:
-        connection.execute(sql.SQL(" ").join(parts))
+        create_as(connection, name, wanted)
     except psycopg.Error as error:
         raise from_postgres(error, f"cannot create database {name}") from error
     database = sql.Identifier(name)

@@ -17,7 +17,9 @@ description:
   - Writes C(manifest.json) with these, with the checksum of every file, and with what a dump of one database leaves
     out - owner, grants and settings of the database, and the roles it refers to, without passwords.
   - The backup is written under a temporary name and renamed when it is whole and on the disk. Folders have mode 0700,
-    files 0600.
+    files 0600. What a killed run has left is removed by the next one, its C(pg_dump) is ended.
+  - Refuses a folder that others can write to, or that has a symbolic link in its path, and a disk on which the dump
+    will hardly fit, by the size of the database and the ratio of its last backup.
   - Refuses a role that does not see all rows. Such a dump would be partial.
   - A run that has its backup already changes nothing.
 options:
@@ -48,17 +50,26 @@ options:
     type: int
     default: 2
   compression:
-    description: As C(pg_dump --compress), for instance V(gzip:1), V(zstd:3) (from version 16), or V(none).
+    description:
+      - V(auto) takes the best that this C(pg_dump) can - V(zstd:1) or V(lz4) from version 16 on, else V(gzip:1).
+      - Otherwise as C(pg_dump --compress) of version 16, for instance V(zstd:3), V(gzip:6), or V(none).
     type: str
-    default: gzip:1
+    default: auto
   lock_timeout:
     description: Seconds to wait for tables that another session holds.
     type: float
     default: 10.0
   keep:
-    description: How many whole backups of this database and environment to keep; V(0) keeps all.
+    description:
+      - So many of the newest whole backups of this database, environment and server stay.
+      - V(0) is no rule. Without O(keep) and O(keep_days) all stay; with both, what one of them keeps stays.
+      - The last backup that was proven by a restore drill always stays.
     type: int
     default: 7
+  keep_days:
+    description: Backups that are younger than so many days stay; V(0) is no rule.
+    type: float
+    default: 0.0
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -101,6 +112,11 @@ bytes:
   description: Size of the backup in bytes.
   returned: always
   type: int
+compression:
+  description: The compression that was taken.
+  returned: always
+  type: str
+  sample: zstd:1
 duration_s:
   description: How long it took, in seconds.
   returned: always
@@ -137,6 +153,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         compression=params["compression"],
         lock_timeout=params["lock_timeout"],
         keep=params["keep"],
+        keep_days=params["keep_days"],
     )
     path = home_of(options.directory, params["login_db"]) / options.run_id
     changed = not path.exists()
@@ -147,6 +164,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         "rows": manifest["rows"],
         "tables": len(manifest["tables"]),
         "bytes": manifest["bytes"],
+        "compression": manifest["compression"],
         "duration_s": manifest["duration_s"],
         "pruned": manifest["pruned"],
         "diff": {"before": "", "after": f"{path}\n" if changed else ""},
@@ -165,9 +183,10 @@ def main() -> None:
             "ledger_schema": {"type": "str", "default": "runbook"},
             "client_bin": {"type": "path"},
             "jobs": {"type": "int", "default": 2},
-            "compression": {"type": "str", "default": "gzip:1"},
+            "compression": {"type": "str", "default": "auto"},
             "lock_timeout": {"type": "float", "default": 10.0},
             "keep": {"type": "int", "default": 7},
+            "keep_days": {"type": "float", "default": 0.0},
         },
     )
 

@@ -13,7 +13,8 @@ short_description: List the backups of a database from their manifests
 version_added: 0.1.0
 description:
   - Reads the manifests below a folder. No server is asked.
-  - A manifest that is damaged is listed with its C(error); the files of the dump are not read.
+  - A damaged backup is listed with its C(error). Manifests, names and sizes are always looked at, what is in the files
+    only with O(checksums).
 options:
   directory:
     description: Folder of all backups.
@@ -23,6 +24,10 @@ options:
     description: Name of the database.
     type: str
     required: true
+  checksums:
+    description: Whether every file is read and compared with its checksum.
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: Reads only, so check mode makes no difference.
@@ -79,18 +84,51 @@ backups:
       description: Size in bytes.
       type: int
       returned: when whole
+    age_s:
+      description: Seconds since it was finished.
+      type: float
+      returned: when whole
+    compression:
+      description: How it is compressed.
+      type: str
+      returned: when whole
+    proof:
+      description: What the last restore drill has seen, with C(at) and C(minutes); null if it is not proven.
+      type: dict
+      returned: always
     error:
-      description: What is wrong with its manifest; empty if nothing is.
+      description: What is damaged; empty if nothing is.
       type: str
       returned: always
 """
 
+import datetime as dt
+import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import list_backups
 
-FACTS = ("path", "run_id", "finished_at", "environment", "ledger_head", "rows", "bytes", "error")
+FACTS = (
+    "path",
+    "run_id",
+    "finished_at",
+    "age_s",
+    "environment",
+    "ledger_head",
+    "rows",
+    "bytes",
+    "compression",
+    "proof",
+    "error",
+)
+
+
+def told(row: dict[str, t.Any], now: dt.datetime) -> dict[str, t.Any]:
+    """Return what is said of a backup."""
+    if row["finished_at"]:
+        row = {**row, "age_s": round((now - dt.datetime.fromisoformat(row["finished_at"])).total_seconds(), 1)}
+    return {key: row[key] for key in FACTS if key in row}
 
 
 def main() -> None:
@@ -99,14 +137,18 @@ def main() -> None:
         argument_spec={
             "directory": {"type": "path", "required": True},
             "database": {"type": "str", "required": True},
+            "checksums": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     try:
-        found = list_backups(Path(module.params["directory"]), module.params["database"])
+        found = list_backups(
+            Path(module.params["directory"]), module.params["database"], checksums=module.params["checksums"]
+        )
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}")
-    module.exit_json(changed=False, backups=[{key: row[key] for key in FACTS if key in row} for row in found])
+    now = dt.datetime.now(dt.UTC)
+    module.exit_json(changed=False, backups=[told(row, now) for row in found])
 
 
 if __name__ == "__main__":
