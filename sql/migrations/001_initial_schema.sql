@@ -8,6 +8,13 @@
 -- Timestamps are without time zone because live databases have them so. Everything here is plain PostgreSQL:
 -- gen_random_uuid() is built in, no extension is called.
 
+-- An old database gets a tenant for each row that has none.
+-- runbook: changes=tenants,users.tenant_id,api_keys.tenant_id,jobs.tenant_id,executions.tenant_id,matches.tenant_id
+-- runbook: changes=unmatched.tenant_id,reports.tenant_id,webhooks.tenant_id,idempotency_keys.tenant_id
+-- runbook: changes=webhook_payloads.tenant_id,audit_logs.tenant_id,event_store.tenant_id,snapshots.tenant_id
+-- runbook: changes=saga_state.tenant_id,dead_letter_queue.tenant_id,reconciliation_summary.tenant_id
+-- runbook: changes=error_hotspots_view.tenant_id
+
 set local search_path = public, pg_temp;
 set local client_min_messages = warning;
 

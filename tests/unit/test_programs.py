@@ -9,11 +9,15 @@ import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _programs
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._programs import (
+    compression_for,
     find_programs,
+    offers,
     run_program,
     start_program,
     wait_program,
 )
+
+from tests.support import wait_until
 
 
 def script(path, text):
@@ -42,16 +46,25 @@ def test_oldest_that_is_not_older_than_the_server_is_taken(host):
         programs(host / version.split()[0] / "bin", version)
     assert find_programs(15) == (host / "15.18" / "bin", 15)
     assert find_programs(14) == (host / "15.18" / "bin", 15)
-    assert find_programs(16) == (host / "17beta2" / "bin", 17)
+    assert find_programs(17) == (host / "17beta2" / "bin", 17)
     assert find_programs(18) == (host / "18.1" / "bin", 18)
 
 
 def test_older_ones_are_refused_and_named(host):
     programs(host / "14" / "bin", "14.2")
-    with pytest.raises(RunbookError, match="version 15 or newer") as refused:
+    with pytest.raises(RunbookError, match="fit a server of version 15") as refused:
         find_programs(15)
     assert f"14 in {host}/14/bin" in refused.value.message
     assert "postgresql-client-15" in refused.value.hint
+
+
+def test_server_before_17_does_not_get_a_pg_restore_that_cannot_restore_there(host):
+    programs(host / "17" / "bin", "17.1")
+    with pytest.raises(RunbookError, match=r"from 16 to 16, as pg_restore 17 cannot restore there.*17 in"):
+        find_programs(16)
+    sixteen = programs(host / "16" / "bin", "16.4")
+    assert find_programs(14) == find_programs(16) == (sixteen, 16)
+    assert find_programs(17) == (host / "17" / "bin", 17)
 
 
 def test_none_at_all_is_said_so(host):
@@ -127,3 +140,69 @@ def test_waiting_that_is_interrupted_kills_the_program(tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert process.wait(5) == -signal.SIGKILL
+
+
+# Compression
+
+
+def dumps_with(folder, version, *methods):
+    """Make programs of which pg_dump compresses so; it answers as the real one does that finds no server."""
+    programs(folder, version)
+    known = "|".join(f"--compress={method}" for method in methods) or "none"
+    script(
+        folder / "pg_dump",
+        f'[ "$1" = --version ] && exec echo "pg_dump (PostgreSQL) {version}"\ncase "$1" in\n'
+        f'{known}) echo "connection to server on socket \\"${{3#--host=}}/.s.PGSQL.5432\\" failed" >&2;;\n'
+        '*) echo "pg_dump: error: this build does not support compression with it" >&2;;\nesac\nexit 1',
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("major", "methods", "taken"),
+    [
+        (18, ("zstd:1", "lz4", "gzip:1"), ("zstd:1", "zstd:1")),
+        (16, ("lz4", "gzip:1"), ("lz4", "lz4")),
+        (16, ("gzip:1",), ("gzip:1", "gzip:1")),
+        (15, (), ("gzip:1", "1")),
+    ],
+)
+def test_auto_takes_the_best_that_this_pg_dump_can(tmp_path, major, methods, taken):
+    assert compression_for(dumps_with(tmp_path, f"{major}.1", *methods), major, "auto") == taken
+
+
+def test_before_16_all_there_is_is_a_level_of_gzip(tmp_path):
+    folder = dumps_with(tmp_path, "15.1")
+    told = {wanted: compression_for(folder, 15, wanted)[1] for wanted in ("none", "gzip", "gzip:1", "gzip:9")}
+    assert told == {"none": "0", "gzip": "6", "gzip:1": "1", "gzip:9": "9"}
+
+
+@pytest.mark.parametrize(
+    ("major", "wanted"), [(15, "zstd:3"), (15, "lz4"), (15, "gzip:10"), (18, "brotli"), (16, "zstd")]
+)
+def test_what_it_cannot_is_refused_by_name_before_anything_runs(tmp_path, major, wanted):
+    with pytest.raises(RunbookError, match=f"pg_dump {major} in {tmp_path} cannot compress with {wanted}") as refused:
+        compression_for(dumps_with(tmp_path, f"{major}.1", "lz4"), major, wanted)
+    assert "backup_compression: auto" in refused.value.hint
+
+
+def test_the_machines_own_pg_dump_is_asked_the_same_way():
+    folder, major = find_programs(14)
+    assert compression_for(folder, major, "none")[0] == "none"
+    if major >= 16:
+        assert not offers(folder, "brotli")
+        assert offers(folder, "none")
+
+
+def test_failure_of_a_program_ends_what_it_has_started(tmp_path):
+    parent = script(tmp_path / "pg_dump", f'sleep 60 &\necho $! > "{tmp_path}/pid"\nexit 1')
+    with pytest.raises(RunbookError, match=r"failed with exit code 1$"):
+        run_program([parent], {"PATH": os.defpath})
+    pid = int((tmp_path / "pid").read_text(encoding="ascii"))
+    with pytest.raises(ProcessLookupError):
+        wait_until(lambda: os.kill(pid, 0))
+
+
+def test_program_that_was_killed_tells_by_what(tmp_path):
+    with pytest.raises(RunbookError, match=r"^pg_dump was ended by SIGKILL$"):
+        run_program([script(tmp_path / "pg_dump", "kill -9 $$")], {})

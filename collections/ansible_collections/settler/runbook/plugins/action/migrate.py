@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Runs the module migrate and shows its progress while it works: a module can only speak at its end."""
+"""Runs a module and shows its progress while it works: a module can only speak at its end."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     """Runs C(settler.runbook.migrate)."""
 
     _supports_check_mode = True
+    module = "settler.runbook.migrate"
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """Run the module; where it shares our files, show what it appends to its progress file."""
@@ -32,10 +33,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-"))) / "progress"
                 arguments["progress_file"] = str(path)
                 stack.enter_context(_shown(path))
-            module = self._execute_module(
-                module_name="settler.runbook.migrate", module_args=arguments, task_vars=task_vars
-            )
-            result.update(module)
+            result.update(self._execute_module(module_name=self.module, module_args=arguments, task_vars=task_vars))
         return t.cast("dict[str, t.Any]", result)
 
 

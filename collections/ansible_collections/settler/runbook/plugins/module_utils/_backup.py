@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import errno
 import json
-import os
 import shutil
 import time
 import typing as t
@@ -43,6 +41,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import (
 )
 from ansible_collections.settler.runbook.plugins.module_utils._encryption import Encryption, encrypt, remove_plain
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
+    Limits,
+    describe,
+    fingerprints,
+    keys_file,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import (
     compression_for,
@@ -53,9 +57,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._programs import (
 )
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._retention import prune
+from ansible_collections.settler.runbook.plugins.module_utils._space import MORE_SPACE, check_space, is_of_space
 
 if t.TYPE_CHECKING:
     from pathlib import Path
+
+    from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Fingerprint
 
 _FACTS = """
 SELECT current_setting('server_version') AS server_version, system_identifier::text,
@@ -64,10 +71,6 @@ SELECT current_setting('server_version') AS server_version, system_identifier::t
     pg_database_size(current_database()) AS size, pg_export_snapshot() AS snapshot
 FROM pg_catalog.pg_control_system()
 """
-
-
-#: What a dump may be larger than the last one's ratio lets expect.
-_GROWTH = 1.25
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,10 @@ def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
             _manifest.sync(home)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if _is_of_space(error):
-                raise RunbookError(f"{home}: no space left on the device: {error}", hint=_MORE_SPACE) from error
+            if is_of_space(error):
+                raise RunbookError(
+                    f"{home}: the disk is full, nothing is left of this backup\n  {error}", hint=MORE_SPACE
+                ) from error
             raise
         pruned = prune(options.directory, manifest, keep=options.keep, keep_days=options.keep_days)
     return {**manifest, "path": str(final), "pruned": pruned}
@@ -137,7 +142,7 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
         if may_become(connection, options.role):
             set_role(connection, options.role)
             check_sight(connection)
-            check_space(options, params["login_db"], compression, _size(connection))
+            check_space(options.directory, params["login_db"], options.environment, compression, _size(connection))
             rows = row_counts(connection)
     return {
         "path": "",
@@ -165,10 +170,10 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
         check_sight(connection)
         programs, client_major = find_programs(connection.info.server_version // 10000, options.client_bin)
         compression, argument = compression_for(programs, client_major, options.compression)
-        connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
+        _wait_no_longer(connection, options)
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         facts = _facts(connection)
-        check_space(options, params["login_db"], compression, facts["size"])
+        check_space(options.directory, params["login_db"], options.environment, compression, facts["size"])
         command: list[str | Path] = [
             programs / "pg_dump",
             *client_arguments(params),
@@ -176,7 +181,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
             "--format=directory",
             f"--file={folder / 'dump'}",
             f"--jobs={options.jobs}",
-            f"--snapshot={facts.pop('snapshot')}",
+            f"--snapshot={facts['snapshot']}",
             f"--lock-wait-timeout={int(options.lock_timeout * 1000)}",
             f"--compress={argument}",
             "--no-sync",  # all files are flushed below
@@ -187,7 +192,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
             process = start_program(command, environment, inherits=[place.descriptor])
             place.note_group(process.pid)
             try:  # counting beside the dump costs nothing: it waits for the server, in the same snapshot
-                content = _content(connection, options)
+                content, data = _content(connection, options), _fingerprints(params, options, connection, facts)
             except BaseException as error:
                 end_program(process)
                 if isinstance(error, psycopg.Error):
@@ -196,6 +201,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
             wait_program(process)
     catalogue = content.pop("catalogue")
     _write_file(folder / "catalogue.json", json.dumps(catalogue, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    _write_file(folder / _manifest.KEYS, keys_file(data))
     content = encrypt(folder, content, options.encryption, options.jobs)
     files = _settle(folder)
     manifest = {
@@ -203,10 +209,11 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
         "run_id": options.run_id,
         "environment": options.environment,
         "database": params["login_db"],
-        **facts,
+        **{name: value for name, value in facts.items() if name != "snapshot"},
         "client_version": client_major,
         "compression": compression,
         **content,
+        "fingerprints": {name: one.as_data() for name, one in data.items()},
         "files": files,
         "bytes": sum(file["size"] for file in files.values()),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
@@ -233,6 +240,29 @@ def _content(connection: psycopg.Connection[t.Any], options: Options) -> dict[st
     }
 
 
+def _fingerprints(
+    params: t.Mapping[str, t.Any],
+    options: Options,
+    connection: psycopg.Connection[t.Any],
+    facts: t.Mapping[str, t.Any],
+) -> dict[str, Fingerprint]:
+    """Return the fingerprints of all tables but the ledger's, read by sessions that see what the dump sees."""
+
+    def session() -> psycopg.Connection[t.Any]:
+        opened = connect(params, application=f"runbook:{options.run_id}:backup")
+        set_role(opened, options.role)
+        _wait_no_longer(opened, options)
+        return opened
+
+    tables = describe(connection, exclude=[options.ledger_schema])
+    return fingerprints(session, facts["snapshot"], tables, Limits(jobs=options.jobs))
+
+
+def _wait_no_longer(connection: psycopg.Connection[t.Any], options: Options) -> None:
+    """Have a session wait for a table as long as pg_dump does: never long in the queue of others."""
+    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
+
+
 def _facts(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
     cursor = connection.execute(_FACTS)
     row = cursor.fetchone()
@@ -252,46 +282,9 @@ def check_sight(connection: psycopg.Connection[t.Any]) -> None:
         )
 
 
-_MORE_SPACE = "Free space, or set runbook_backup_directory to a larger disk."
-
-
-def check_space(options: Options, database: str, compression: str, size: int) -> None:
-    """Refuse to start where the dump might not fit.
-
-    It is expected to be as much smaller than the database as the last one with this compression was; the first one, to
-    be as large as the database.
-    """
-    home = _manifest.home_of(options.directory, database)
-    there = next(folder for folder in (home, *home.parents) if folder.is_dir())
-    last = next(
-        (
-            row
-            for row in _manifest.list_backups(options.directory, database)
-            if not row["error"] and (row["environment"], row["compression"]) == (options.environment, compression)
-        ),
-        None,
-    )
-    expected = int(size * last["bytes"] / last["size"] * _GROWTH) if last and last["size"] else size
-    free = shutil.disk_usage(there).free
-    if free < expected:
-        why = f", as run {last['run_id']} lets expect" if last else ", and there is no backup yet to learn from"
-        raise RunbookError(
-            f"{home}: {free // 2**20} MB free, the backup may need {-(-expected // 2**20)} MB "
-            f"(the database has {size // 2**20} MB{why}); nothing was written",
-            hint=_MORE_SPACE,
-        )
-
-
-def _is_of_space(error: BaseException) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT)
-    if isinstance(error, RunbookError):
-        return any(os.strerror(number) in error.message for number in full)
-    return isinstance(error, OSError) and error.errno in full
-
-
-def _write_file(path: Path, text: str) -> None:
+def _write_file(path: Path, content: str | bytes) -> None:
     path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _settle(folder: Path) -> dict[str, dict[str, t.Any]]:

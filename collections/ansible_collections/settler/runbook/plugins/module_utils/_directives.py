@@ -25,7 +25,8 @@ class Directives:
     """What a file asks for. Times are in seconds, None is what the run says.
 
     C(allows) has pairs of a hazard and the reason why it is no danger here; C(requires) has versions or files that
-    must be applied before; the C(batch_) ones belong to C(NNN_name.batch.sql).
+    must be applied before; C(changes) has tables, and columns as C(table.column), whose data it changes on purpose;
+    the C(batch_) ones belong to C(NNN_name.batch.sql).
     """
 
     transaction: bool = True
@@ -36,6 +37,7 @@ class Directives:
     phase: str = ""
     irreversible: bool = False
     allows: tuple[tuple[str, str], ...] = ()
+    changes: tuple[str, ...] = ()
     batch_table: str = ""
     batch_key: str = ""
     batch_size: int = 1000
@@ -125,6 +127,12 @@ def _phase(value: str) -> str:
     return value
 
 
+def _object(value: str) -> str:
+    if not re.fullmatch(r"[^.\s]+(\.[^.\s]+){0,2}", value):
+        raise ValueError("not a table such as jobs or public.jobs, or a column such as jobs.tenant_id")
+    return value
+
+
 def _count(value: str) -> int:
     if not value.isdigit() or int(value) < 1:
         raise ValueError("not a number of rows")
@@ -140,6 +148,7 @@ _VALUES: dict[str, t.Callable[[str, Directives], dict[str, t.Any]]] = {
     "statement-timeout": lambda value, _found: {"statement_timeout": _duration(value)},
     "role": lambda value, _found: {"role": value},
     "requires": lambda value, found: {"requires": (*found.requires, *value.split(","))},
+    "changes": lambda value, found: {"changes": (*found.changes, *map(_object, value.split(",")))},
     "phase": lambda value, _found: {"phase": _phase(value)},
     "batch-table": lambda value, _found: {"batch_table": value},
     "batch-key": lambda value, _found: {"batch_key": value},

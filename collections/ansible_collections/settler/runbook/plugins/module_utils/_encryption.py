@@ -26,11 +26,12 @@ from pathlib import Path
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._keys import check_identity, in_parallel, opened_tool
-from ansible_collections.settler.runbook.plugins.module_utils._pgbackrest import METHOD, way_back
+from ansible_collections.settler.runbook.plugins.module_utils._pgbackrest import METHOD
 
 METHODS = ("none", "age", "gpg")
 
-#: What is taken out of an encrypted backup's manifest: settings of the database may hold a secret.
+#: What is taken out of an encrypted backup's manifest: settings of the database may hold a
+#: secret. The fingerprints stay: verification compares with them after a migration, where no key need be.
 PRIVATE = ("properties",)
 
 _PRIVATE_FILE = "private.json"
@@ -113,8 +114,8 @@ def check_openable(source: Path, identity: Path | None) -> bool:
     manifest = _manifest.read_manifest(source)
     if manifest.get("method") == METHOD:
         raise RunbookError(
-            f"{source}: backup {manifest['label']} of pgBackRest; nothing was touched\n{way_back(manifest)}",
-            hint="Do so by hand: it is the whole server that goes back.",
+            f"{source}: backup {manifest['label']} of pgBackRest, which has no dump; nothing was touched",
+            hint=f"With the server stopped, on its host: {manifest['restore_command']}",
         )
     if method_of(manifest) == "none":
         return False

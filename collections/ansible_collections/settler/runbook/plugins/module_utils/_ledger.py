@@ -75,7 +75,7 @@ CREATE TABLE IF NOT EXISTS {schema}.events (
 );
 ALTER TABLE {schema}.events DROP CONSTRAINT IF EXISTS events_event_check;
 ALTER TABLE {schema}.events ADD CONSTRAINT events_event_check CHECK (event IN (
-    'applied', 'failed', 'repaired', 'baselined', 'adopted', 'rolled_back', 'blocker_ended'));
+    'applied', 'failed', 'repaired', 'baselined', 'adopted', 'rolled_back', 'blocker_ended', 'proven'));
 COMMENT ON TABLE {schema}.events IS 'What happened, in order; never deleted from';
 """
 
@@ -126,7 +126,7 @@ class Ledger:
 
     def is_current(self) -> bool:
         """Tell whether the ledger has all that this version writes; an older one is completed by M(create)."""
-        return self._has("journal", "file") and self._has("migrations", "backend_pid")
+        return self._has("journal", "file") and self._has("migrations", "backend_pid") and self._knows("proven")
 
     def _has(self, table: str, column: str) -> bool:
         row = self.connection.execute(
@@ -134,6 +134,15 @@ class Ledger:
             "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
             "WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s)",
             [self.schema, table, column],
+        ).fetchone()
+        return bool(row and row[0])
+
+    def _knows(self, event: str) -> bool:
+        row = self.connection.execute(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_namespace n "
+            "ON n.oid = c.connamespace WHERE n.nspname = %s AND c.conname = 'events_event_check' "
+            "AND strpos(pg_get_constraintdef(c.oid), quote_literal(%s)) > 0)",
+            [self.schema, event],
         ).fetchone()
         return bool(row and row[0])
 

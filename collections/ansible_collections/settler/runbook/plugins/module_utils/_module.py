@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
@@ -15,6 +16,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 )
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import PSYCOPG_IMPORT_ERROR, psycopg
+
+if t.TYPE_CHECKING:
+    import contextlib
 
 Work = t.Callable[[AnsibleModule], dict[str, t.Any]]
 
@@ -43,3 +47,14 @@ def _finish(module: AnsibleModule, work: Work) -> None:
     except OSError as error:
         module.fail_json(msg=f"{error.filename or module.tmpdir}: {error.strerror or error}")
     module.exit_json(**result)
+
+
+def teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], None] | None:
+    """Return what appends a line to the progress file, or None where there is none to write."""
+    if not path:
+        return None
+    try:
+        file = stack.enter_context(Path(path).open("a", encoding="utf-8", buffering=1))  # noqa: SIM115 - it does
+    except OSError:  # another user's folder: progress is a comfort, not a condition
+        return None
+    return lambda line: print(line, file=file)

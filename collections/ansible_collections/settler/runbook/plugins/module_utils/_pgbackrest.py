@@ -102,17 +102,6 @@ def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = Fal
     return {**manifest, "path": str(final), "pruned": pruned}
 
 
-def way_back(manifest: t.Mapping[str, t.Any]) -> str:
-    """Return what an operator has to do to restore; the command is the manifest's own."""
-    return (
-        f"All databases of the server go back to restore point {manifest['restore_point']} of "
-        f"{manifest['snapshot_time']}. On the database's host, in this order:\n"
-        f"  1. stop the server, for instance: systemctl stop postgresql\n"
-        f"  2. {manifest['restore_command']}\n"
-        f"  3. start the server, for instance: systemctl start postgresql; it is open when it has promoted itself"
-    )
-
-
 class Program:
     """pgbackrest with a stanza and a configuration, run as the account of the cluster."""
 

@@ -31,7 +31,8 @@ def find_programs(server_major: int, folder: str | None = None) -> tuple[Path, i
     """Return the folder of client programs that fit a server, and their major version.
 
     The oldest version that is not older than the server is taken: an older pg_dump refuses, and what a newer one
-    writes an older pg_restore may not read.
+    writes an older pg_restore may not read. For a server before 17 it must be before 17, too: a newer pg_restore begins
+    with SET transaction_timeout, which that server does not know, so it restores nothing.
 
     Args:
         server_major: such as 15.
@@ -41,12 +42,14 @@ def find_programs(server_major: int, folder: str | None = None) -> tuple[Path, i
         RunbookError: none fits; names what was found.
     """
     found = {path: version for path in _candidates(folder) if (version := _major(path)) is not None}
-    fitting = {path: version for path, version in found.items() if version >= server_major}
+    end = 17 if server_major < 17 else None
+    fitting = {path: major for path, major in found.items() if major >= server_major and (not end or major < end)}
     if fitting:
         return min(fitting.items(), key=lambda item: item[1])
     there = ", ".join(f"{version} in {path}" for path, version in found.items()) or "none at all"
     raise RunbookError(
-        f"no pg_dump and pg_restore of version {server_major} or newer on this host: found {there}",
+        f"no pg_dump and pg_restore that fit a server of version {server_major} on this host (from {server_major}"
+        f"{f' to {end - 1}, as pg_restore {end} cannot restore there' if end else ' on'}): found {there}",
         hint=f"Install postgresql-client-{server_major}, or name its folder in runbook_client_bin.",
     )
 

@@ -66,7 +66,10 @@ class Options:
 
 @dataclass
 class Applied:
-    """One file that was applied; C(rows) are those that a batch file has changed."""
+    """One file that was applied.
+
+    C(rows) are those that a batch file has changed, C(changes) the tables and columns whose data it says to change.
+    """
 
     file: str
     version: str
@@ -76,6 +79,7 @@ class Applied:
     attempts: int
     kind: str = "versioned"
     rows: int | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass

@@ -90,8 +90,10 @@ def finish(work: Work, script: Script, lsn: str, started: float, attempts: int, 
             lsn_before=lsn,
             detail={} if rows is None else {"rows": rows},
         )
-    file = script.file
-    return Applied(file.file, file.version, file.checksum, len(script.statements), duration, attempts, file.kind, rows)
+    file, count = script.file, len(script.statements)
+    return Applied(
+        file.file, file.version, file.checksum, count, duration, attempts, file.kind, rows, file.directives.changes
+    )
 
 
 def apply(work: Work, script: Script) -> Applied:

@@ -112,7 +112,16 @@ def _attempt(work: Work, script: Script, attempt: int) -> Applied:
         raise StatementError(error, None, transaction) from error
     ledger.is_known_current = True
     work.touched.update(touched)
-    return Applied(file.file, file.version, file.checksum, len(script.statements), duration, attempt, file.kind)
+    return Applied(
+        file.file,
+        file.version,
+        file.checksum,
+        len(script.statements),
+        duration,
+        attempt,
+        file.kind,
+        changes=file.directives.changes,
+    )
 
 
 def _open(work: Work, script: Script) -> tuple[str, str, str | None]:

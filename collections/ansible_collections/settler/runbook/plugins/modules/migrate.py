@@ -280,6 +280,11 @@ applied:
       type: list
       elements: int
       returned: in check mode
+    changes:
+      description: Tables and columns whose data it changes on purpose, as the file says.
+      type: list
+      elements: str
+      returned: when applied
     rows:
       description: Rows that a batch file has changed; null of other files.
       type: int
@@ -378,7 +383,6 @@ import contextlib
 import dataclasses
 import functools
 import typing as t
-from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
@@ -394,7 +398,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
     pending_plan,
     refuse_unexpected,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module, teller
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
 from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
 
@@ -495,7 +499,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     options = options_of(params)
     files = read_migrations(params["directory"], params["optional"])
     with contextlib.ExitStack() as stack:
-        say = _teller(stack, params["progress_file"])
+        say = teller(stack, params["progress_file"])
         if params["databases"]:
             return _fleet(module, files, options, say)
         return _database(module, params["login_db"], files, options, say, parse)
@@ -614,17 +618,6 @@ def _history(connection: psycopg.Connection[t.Any], module: AnsibleModule) -> di
             "Flyway and dbmate, and migrate_baseline stands for all others"
         )
     return {"foreign_ledgers": found, "shape": shape_of(connection, module.params["shapes"])}
-
-
-def _teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], None] | None:
-    """Return what appends a line to the progress file, or None where there is none to write."""
-    if not path:
-        return None
-    try:
-        file = stack.enter_context(Path(path).open("a", encoding="utf-8", buffering=1))  # noqa: SIM115 - it does
-    except OSError:  # another user's folder: progress is a comfort, not a condition
-        return None
-    return lambda line: print(line, file=file)
 
 
 def _told(outcome: Outcome) -> dict[str, t.Any]:

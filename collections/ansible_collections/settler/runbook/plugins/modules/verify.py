@@ -17,6 +17,8 @@ description:
   - Looks for what is there but does not work - invalid indexes, constraints never validated, disabled triggers.
   - Proves tenant isolation as the application role, with rows of two probe tenants in a transaction that is rolled
     back.
+  - Compares the data with that of a backup made before a migration - row counts, and the content of each column that
+    is there before and after.
   - Changes nothing. A failed check fails the module.
 options:
   expected:
@@ -73,6 +75,20 @@ options:
       - Tables of which O(set_role) does not see all rows are left out.
     type: int
     default: 1073741824
+  before:
+    description: Folder of a backup, on the host where the module runs, that the data is compared with.
+    type: path
+  changes:
+    description:
+      - What was to change since O(before), C(schema.table) for the rows and all columns, C(schema.table.column) for the
+        values of one; the schema C(public) may be left out.
+    type: list
+    elements: str
+    default: []
+  jobs:
+    description: Sessions that read data at a time.
+    type: int
+    default: 2
   isolation:
     description: What to prove about tenants. Without it nothing is proved.
     type: dict
@@ -174,6 +190,10 @@ counts:
   returned: always
   type: dict
   sample: {ok: 1204, failed: 0, unexpected: 0}
+compared_tables:
+  description: Of how many tables the data was compared with O(before).
+  returned: always
+  type: int
 isolated_tables:
   description: How many tables were tried across the tenants' border.
   returned: always
@@ -204,7 +224,15 @@ from ansible.module_utils.common.yaml import HAS_YAML, yaml_load
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot, digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, may_become, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
+    Limits,
+    as_before,
+    describe,
+    fingerprints,
+)
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import compare as compare_data
 from ansible_collections.settler.runbook.plugins.module_utils._isolation import Settings, prove
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._verify import (
     Check,
@@ -220,6 +248,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import (
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
@@ -243,6 +272,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         rows += sequences(connection)
         found, unread = orphans(connection, params["orphans_max_bytes"])
         rows += found
+        if params["before"]:
+            rows += data(connection, params)
         if isolation:
             rows += prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
     rows = allow(rows, allowances, dt.datetime.now(dt.UTC).date())
@@ -257,6 +288,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         "changed": False,
         "checks": [dataclasses.asdict(row) for row in rows if row.status != "ok"],
         "counts": counts,
+        "compared_tables": sum(row.check == "data" for row in rows),
         "isolated_tables": isolated,
         "digest": digest(catalogue),
         "orphans_unread": unread,
@@ -272,6 +304,26 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     if counts["unexpected"]:
         module.warn(f"{counts['unexpected']} objects are not in the expectation:\n{table_of(rows)}")
     return result
+
+
+def data(connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any]) -> list[Check]:
+    """Compare the data with that of a backup."""
+    before = read_fingerprints(Path(params["before"]))
+
+    def session() -> psycopg.Connection[t.Any]:
+        opened = connect(params, application=f"runbook:{params['run_id']}:verify")
+        set_role(opened, params["set_role"])
+        return opened
+
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        now = describe(connection, exclude=params["exclude_schemas"])
+        exported = connection.execute("SELECT pg_export_snapshot()").fetchone()
+        assert exported is not None
+        after = fingerprints(
+            session, exported[0], as_before(now, before), Limits(jobs=max(1, params["jobs"])), samples=before
+        )
+    return compare_data(before, after, now, params["changes"])
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -319,6 +371,9 @@ def main() -> None:
             },
             "junit": {"type": "path"},
             "orphans_max_bytes": {"type": "int", "default": 1073741824},
+            "before": {"type": "path"},
+            "changes": {"type": "list", "elements": "str", "default": []},
+            "jobs": {"type": "int", "default": 2},
             "isolation": {
                 "type": "dict",
                 "options": {

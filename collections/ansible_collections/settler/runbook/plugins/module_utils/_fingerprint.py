@@ -1,0 +1,460 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Fingerprints of data: exact row counts, and a content hash of each column that does not depend on the order of rows.
+
+The hash of a value is seeded with that of its row's key and summed over all rows. So a value that moved to another row
+shows, each column can be compared by itself (a migration adds and drops some), and parts of a table can be read by
+several sessions and added up. PostgreSQL's own extended hash functions are used where equal hashes mean equal texts;
+they are the same on 14 to 18. A change that is no accident could be made to pass: this is no signature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import itertools
+import json
+import typing as t
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import sql
+from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
+
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+
+#: What makes the text of a value depend on the session.
+_SETTINGS: t.LiteralString = (
+    "SELECT set_config(name, value, true) FROM (VALUES ('timezone', 'UTC'), ('datestyle', 'ISO, YMD'), "
+    "('intervalstyle', 'postgres'), ('extra_float_digits', '1'), ('bytea_output', 'hex'), ('lc_monetary', 'C'), "
+    "('max_parallel_workers_per_gather', '0'), ('quote_all_identifiers', 'off')) AS s (name, value)"
+)
+
+#: Tables, each with its columns and the columns of a key; partitions belong to their root.
+_TABLES = """
+SELECT n.nspname, c.relname, c.relkind = 'p', array_agg(a.attname::text ORDER BY a.attnum),
+    array_agg(CASE WHEN y.typname IN ('int2', 'int4', 'int8') THEN 'int'
+              WHEN y.typname IN ('text', 'varchar') THEN 'string'
+              WHEN y.typname IN ('uuid', 'timestamp', 'bool') THEN y.typname ELSE 'text' END ORDER BY a.attnum),
+    coalesce((SELECT array_agg(k.attname::text ORDER BY position)
+              FROM (SELECT i.indrelid, i.indkey FROM pg_catalog.pg_index i
+                    WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
+                      AND i.indpred IS NULL AND i.indexprs IS NULL AND NOT EXISTS (
+                          SELECT FROM pg_catalog.pg_attribute x WHERE x.attrelid = c.oid
+                            AND x.attnum = ANY (i.indkey) AND NOT x.attnotnull)
+                    ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) i,
+                   unnest(i.indkey) WITH ORDINALITY AS u (number, position)
+              JOIN pg_catalog.pg_attribute k ON k.attrelid = c.oid AND k.attnum = u.number), '{}')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND n.nspname <> ALL (%s)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = c.oid AND e.classid = 'pg_class'::regclass
+                  AND e.deptype = 'e')
+GROUP BY c.oid, n.nspname, c.relname, c.relkind ORDER BY 1, 2
+"""
+
+#: The relations that hold the rows of tables, with their size in blocks and in bytes, values out of line included.
+_LEAVES = """
+SELECT n.nspname, c.relname, ln.nspname, l.relname, pg_relation_size(l.oid) / current_setting('block_size')::int,
+    pg_table_size(l.oid)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace,
+    LATERAL (SELECT c.oid AS oid WHERE c.relkind = 'r'
+             UNION ALL SELECT relid::oid FROM pg_partition_tree(c.oid) WHERE isleaf) r
+JOIN pg_catalog.pg_class l ON l.oid = r.oid JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+WHERE (n.nspname, c.relname) IN (SELECT * FROM unnest(%s::text[], %s::text[])) AND l.relkind IN ('r', 'f')
+"""
+
+_LARGE_OBJECTS = """
+SELECT count(*), coalesce(sum(hashtextextended(encode(sha256(lo_get(oid)), 'hex'), oid::bigint)), 0)::text
+FROM pg_catalog.pg_largeobject_metadata WHERE pg_has_role(lomowner, 'USAGE')
+"""
+
+#: How a value is hashed, by its family: one hash for all widths of integers, so that widening a column keeps it.
+_HASHES: dict[str, t.LiteralString] = {
+    "int": "hashint8extended({column}::int8, {seed})",
+    "uuid": "uuid_hash_extended({column}, {seed})",
+    "timestamp": "timestamp_hash_extended({column}, {seed})",
+    "bool": "hashint8extended({column}::int::int8, {seed})",
+    "string": 'hashtextextended({column} COLLATE "C", {seed})',
+    "text": 'hashtextextended({column}::text COLLATE "C", {seed})',
+}
+
+#: Stands for all columns of a table without a key, and for the content of large objects.
+ROW = "(row)"
+_SEED: t.LiteralString = "_runbook_seed"
+LARGE_OBJECTS = "large objects"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is to be read.
+
+    C(columns) maps names to families of types, C(key) are columns that identify a row, if there are any.
+    """
+
+    schema: str
+    name: str
+    columns: t.Mapping[str, str]
+    key: tuple[str, ...]
+    partitioned: bool = False
+
+    @property
+    def qualified(self) -> str:
+        """Its name in results, such as C(public.jobs)."""
+        return f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a fingerprint may cost.
+
+    Of a table larger than C(sample_above) bytes only so large a part of the rows is hashed, chosen by the hash of the
+    key: the same rows each time. All are counted. C(keys) is of how many rows of a table key and hash are kept, so
+    that a difference can be traced. C(jobs) sessions work at a time.
+    """
+
+    sample_above: int = 4 * 2**30
+    keys: int = 20_000
+    jobs: int = 2
+    part_blocks: int = 8192
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A table's fingerprint: C(columns) maps names to C(family:sum), C(sample) is n where each n-th row was hashed.
+
+    C(keys) maps the keys of some rows, as text, to hashes of these rows; of each C(keys_sample)-th row.
+    """
+
+    rows: int
+    columns: t.Mapping[str, str]
+    key: tuple[str, ...] = ()
+    sample: int = 1
+    keys_sample: int = 1
+    keys: t.Mapping[str, str] | None = None
+
+    def as_data(self) -> dict[str, t.Any]:
+        """Return it for a manifest; keys are kept elsewhere, because they are data of the table."""
+        return {"rows": self.rows, "key": list(self.key), "sample": self.sample, "columns": dict(self.columns)}
+
+
+class _Part(t.NamedTuple):
+    """Blocks of a relation that one query reads; the last part of a relation has no end."""
+
+    table: Table
+    relation: sql.Identifier
+    sample: int
+    first: int
+    end: int | None
+
+
+def describe(connection: psycopg.Connection[t.Any], *, exclude: t.Sequence[str] = ()) -> list[Table]:
+    """Return the tables of a database.
+
+    Args:
+        connection: any role.
+        exclude: schemas to leave out, such as the ledger's.
+    """
+    return [
+        Table(schema, name, {c: f for c, f in zip(columns, families, strict=True) if c}, tuple(key), parted)
+        for schema, name, parted, columns, families, key in connection.execute(_TABLES, [list(exclude)])
+    ]
+
+
+def as_before(now: t.Iterable[Table], before: t.Mapping[str, Fingerprint]) -> list[Table]:
+    """Return tables as they have to be read to be compared: with the columns and the key that they had before."""
+    result = []
+    for table in now:
+        then = before.get(table.qualified)
+        if then is None:
+            continue
+        families = {name: text.partition(":")[0] for name, text in then.columns.items()}
+        columns = {name: family for name, family in table.columns.items() if families.get(name) == family}
+        key = then.key if all(name in columns for name in then.key) else ()
+        result.append(replace(table, columns=columns, key=key))
+    return result
+
+
+def fingerprints(
+    sessions: t.Callable[[], psycopg.Connection[t.Any]],
+    snapshot: str,
+    tables: t.Sequence[Table],
+    limits: Limits,
+    *,
+    samples: t.Mapping[str, Fingerprint] | None = None,
+) -> dict[str, Fingerprint]:
+    """Read tables in one snapshot, in parallel.
+
+    Args:
+        sessions: opens a session in autocommit as a role that sees all rows; it is closed at the end.
+        snapshot: the name of an exported snapshot whose transaction stays open meanwhile.
+        tables: what to read.
+        limits: what it may cost.
+        samples: fingerprints to compare with, which say what part of each table to read.
+
+    Returns:
+        a fingerprint for each table, and one for large objects if there are any.
+    """
+    samples = samples or {}
+    begin = functools.partial(_begin, sessions, snapshot)
+    with begin() as connection:
+        parts = _parts(connection, tables, limits, samples)
+        large_objects = _large_objects(connection)
+    totals = _totals(begin, parts, max(1, limits.jobs))
+    sampled = {part.table.qualified: part.sample for part in parts}
+    result = {}
+    with begin() as connection:
+        for table in tables:
+            name = table.qualified
+            rows, *sums = totals.get(name, [0] * (1 + len(_names(table))))
+            every = samples[name].keys_sample if name in samples else max(1, rows // max(limits.keys, 1))
+            result[name] = Fingerprint(
+                rows,
+                {
+                    column: f"{table.columns.get(column, 'text')}:{total}"
+                    for column, total in zip(_names(table), sums, strict=True)
+                },
+                table.key,
+                sampled.get(name, 1),
+                every,
+                dict(connection.execute(_keys(table, every)).fetchall()) if table.key and limits.keys else None,
+            )
+    return result | large_objects
+
+
+def _begin(sessions: t.Callable[[], psycopg.Connection[t.Any]], snapshot: str) -> psycopg.Connection[t.Any]:
+    """Return a session that sees a snapshot, and writes values as every other one does."""
+    connection = sessions()
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+    connection.execute(_SETTINGS)
+    return connection
+
+
+def _large_objects(connection: psycopg.Connection[t.Any]) -> dict[str, Fingerprint]:
+    row = connection.execute(_LARGE_OBJECTS).fetchone()
+    return {LARGE_OBJECTS: Fingerprint(row[0], {ROW: f"text:{row[1]}"})} if row and row[0] else {}
+
+
+def _totals(
+    begin: t.Callable[[], psycopg.Connection[t.Any]], parts: t.Sequence[_Part], jobs: int
+) -> dict[str, list[int]]:
+    """Read all parts, several sessions at a time; return by table the number of rows and the sums."""
+    queue: SimpleQueue[_Part] = SimpleQueue()
+    for part in parts:
+        queue.put(part)
+
+    def read() -> list[tuple[str, list[int]]]:
+        done = []
+        with begin() as connection, contextlib.suppress(Empty):
+            while part := queue.get_nowait():
+                row = connection.execute(_sums(part)).fetchone()
+                assert row is not None
+                done.append((part.table.qualified, [int(value) for value in row]))
+        return done
+
+    totals: dict[str, list[int]] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in [pool.submit(read) for _worker in range(min(jobs, len(parts)))]:
+            for name, row in future.result():
+                totals[name] = [one + other for one, other in zip(totals.get(name, [0] * len(row)), row, strict=True)]
+    return totals
+
+
+def _parts(
+    connection: psycopg.Connection[t.Any],
+    tables: t.Sequence[Table],
+    limits: Limits,
+    samples: t.Mapping[str, Fingerprint],
+) -> list[_Part]:
+    """Cut tables into parts, those of the largest first, so that all sessions end at about the same time."""
+    by_name = {(table.schema, table.name): table for table in tables}
+    names = [[schema for schema, _name in by_name], [name for _schema, name in by_name]]
+    leaves = connection.execute(_LEAVES, names).fetchall()
+    size: dict[tuple[str, str], int] = defaultdict(int)
+    for schema, name, *_leaf, bytes_ in leaves:
+        size[schema, name] += bytes_
+    parts = []
+    for schema, name, leaf_schema, leaf, blocks, _bytes in sorted(leaves, key=lambda row: -size[row[0], row[1]]):
+        table = by_name[schema, name]
+        then = samples.get(table.qualified)
+        sample = then.sample if then else max(1, -(-size[schema, name] // limits.sample_above))
+        edges = [*range(0, max(blocks, 1), limits.part_blocks), None]
+        for first, end in itertools.pairwise(edges):
+            parts.append(_Part(table, sql.Identifier(leaf_schema, leaf), sample if table.key else 1, first or 0, end))
+    return parts
+
+
+def _names(table: Table) -> list[str]:
+    """Name the sums of a table: its columns, and the row as a whole where no key ties its values together."""
+    return [*table.columns, *([] if table.key else [ROW])]
+
+
+def _hash(table: Table, column: str, seed: sql.Composable) -> sql.Composable:
+    return sql.SQL(_HASHES[table.columns[column]]).format(column=sql.Identifier(column), seed=seed)
+
+
+def _seed(table: Table) -> sql.Composable:
+    """Return the hash of a row's key."""
+    seed: sql.Composable = sql.SQL("0::bigint")
+    for column in table.key:
+        seed = _hash(table, column, seed)
+    return seed
+
+
+def _row(table: Table) -> sql.Composable:
+    columns = sql.SQL(", ").join(map(sql.Identifier, table.columns))
+    return sql.SQL('ROW({})::text COLLATE "C"').format(columns)
+
+
+def _sums(part: _Part) -> sql.Composed:
+    """Return the query for one part: the number of rows, and the sum of each column's hashes."""
+    table, seed = part.table, sql.SQL(_SEED)
+    chosen = sql.SQL(" FILTER (WHERE _runbook_seed % {} = 0)").format(sql.Literal(part.sample))
+    hashes = [_hash(table, column, seed) for column in table.columns]
+    hashes += [] if table.key else [sql.SQL("hashtextextended({}, 0)").format(_row(table))]
+    blocks = [sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({part.first},0)"))] if part.first else []
+    blocks += [sql.SQL("ctid < {}::tid").format(sql.Literal(f"({part.end},0)"))] if part.end else []
+    # OFFSET 0 has the seed computed once a row and not once a column
+    return sql.SQL("SELECT count(*){} FROM (SELECT *, {} AS _runbook_seed FROM ONLY {}{} OFFSET 0) r").format(
+        sql.SQL("").join(
+            sql.SQL(", coalesce(sum({}){}, 0)::text").format(one, chosen if part.sample > 1 else sql.SQL(""))
+            for one in hashes
+        ),
+        _seed(table),
+        part.relation,
+        sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(blocks)) if blocks else sql.SQL(""),
+    )
+
+
+def _keys(table: Table, every: int) -> sql.Composed:
+    """Return the query for keys and hashes of some rows, always the same ones."""
+    key = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(column)) for column in table.key)
+    return sql.SQL(
+        "SELECT concat_ws(', ', {}), hashtextextended({}, _runbook_seed)::text "
+        "FROM (SELECT *, {} AS _runbook_seed FROM {}{} OFFSET 0) r WHERE _runbook_seed % {} = 0"
+    ).format(
+        key,
+        _row(table),
+        _seed(table),
+        sql.SQL("" if table.partitioned else "ONLY "),
+        sql.Identifier(table.schema, table.name),
+        sql.Literal(every),
+    )
+
+
+def keys_file(found: t.Mapping[str, Fingerprint]) -> bytes:
+    """Return the keys of all fingerprints as a file's content: gzip of JSON, the same for the same keys."""
+    content = {
+        name: {"sample": one.keys_sample, "keys": dict(sorted(one.keys.items()))}
+        for name, one in sorted(found.items())
+        if one.keys is not None
+    }
+    return gzip.compress(json.dumps(content, ensure_ascii=False).encode(), compresslevel=1, mtime=0)
+
+
+def from_data(manifest: t.Mapping[str, t.Any], keys: bytes | None = None) -> dict[str, Fingerprint]:
+    """Return fingerprints of what M(Fingerprint.as_data) has told of each, and of the content of their file of keys."""
+    kept = json.loads(gzip.decompress(keys)) if keys else {}
+    return {
+        name: Fingerprint(
+            one["rows"],
+            one["columns"],
+            tuple(one["key"]),
+            one["sample"],
+            kept.get(name, {}).get("sample", 1),
+            kept.get(name, {}).get("keys"),
+        )
+        for name, one in manifest.items()
+    }
+
+
+def compare(
+    before: t.Mapping[str, Fingerprint],
+    after: t.Mapping[str, Fingerprint],
+    now: t.Iterable[Table],
+    changes: t.Collection[str] = (),
+) -> list[Check]:
+    """Compare data before and after.
+
+    Args:
+        before: what it was.
+        after: what it is, read M(as_before).
+        now: the tables as they are.
+        changes: what was to change: C(schema.table) for rows and all columns, C(schema.table.column) for values; the
+            schema public may be left out.
+
+    Returns:
+        a check for each table and for each column that is there before and after.
+    """
+    there = {table.qualified: table for table in now}
+    rows: list[Check] = []
+    for name, then in sorted(before.items()):
+        if _declared(name, changes):
+            rows.append(Check("data", name, expected="declared to change", actual="not compared"))
+            continue
+        have = after.get(name)
+        if have is None:
+            rows.append(Check("data", name, "failed", _rows(then.rows), "the table is gone", _hint(name)))
+            continue
+        traced = _traced(then, have)
+        if then.rows != have.rows:
+            rows.append(Check("data", name, "failed", _rows(then.rows), _rows(have.rows), traced + _hint(name)))
+        else:
+            rows.append(Check("data", name, expected=_rows(then.rows), actual=_rows(have.rows)))
+        for column, text in then.columns.items():
+            label = f"{name}.{column}"
+            if _declared(label, changes):
+                continue
+            family = there[name].columns.get(column) if name in there else None
+            if family and family != text.partition(":")[0]:
+                was = text.partition(":")[0]
+                rows.append(Check("data column", label, "failed", f"a type of the family {was}", family, _hint(label)))
+            elif column in have.columns and then.key == have.key and then.rows == have.rows:
+                same = have.columns[column] == text
+                what = ("the values of before", "other values")
+                rows.append(
+                    Check("data column", label, expected=what[0], actual=what[0])
+                    if same
+                    else Check("data column", label, "failed", *what, traced + _hint(label))
+                )
+    return rows
+
+
+def _declared(name: str, changes: t.Collection[str]) -> bool:
+    return name in changes or name.removeprefix("public.") in changes
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} rows"
+
+
+def _hint(name: str) -> str:
+    return f"If that was meant, the migration says so: -- runbook: changes={name.removeprefix('public.')}"
+
+
+def _traced(then: Fingerprint, have: Fingerprint, limit: int = 5) -> str:
+    """Name some rows that are not what they were."""
+    if then.keys is None or have.keys is None or then.key != have.key:
+        return ""
+    same_columns = set(then.columns) == set(have.columns)
+    told = []
+    for what, found in (
+        ("gone", [key for key in then.keys if key not in have.keys]),
+        ("new", [key for key in have.keys if key not in then.keys]),
+        ("changed", [k for k, hash_ in then.keys.items() if same_columns and have.keys.get(k, hash_) != hash_]),
+    ):
+        if found:
+            told.append(f"{what}: {'; '.join(sorted(found)[:limit])}{' …' if len(found) > limit else ''}")
+    if not told:
+        return ""
+    one_in = f", of one row in {then.keys_sample}" if then.keys_sample > 1 else ""
+    return f"By {', '.join(then.key)}{one_in}: {', '.join(told)}. "
