@@ -110,7 +110,11 @@ def make(tmp_path):
     def backup(run_id: str, day: int = 1, **changes: Any) -> Path:
         folder = tmp_path / "backups" / DATABASE / run_id
         (folder / "dump").mkdir(parents=True)
-        for name, content in {"dump/toc.dat": b"toc", "dump/1 ü.dat.gz": os.urandom(9000), "catalogue.json": b"{}"}.items():
+        for name, content in {
+            "dump/toc.dat": b"toc",
+            "dump/1 ü.dat.gz": os.urandom(9000),
+            "catalogue.json": b"{}",
+        }.items():
             (folder / name).write_bytes(content)
         facts = {"database": DATABASE, "environment": "test", "system_identifier": "7", "run_id": run_id}
         content = {"format": FORMAT, "finished_at": f"2026-01-{day:02d}T00:00:00+00:00", **facts, **changes}
@@ -144,7 +148,9 @@ def fetch(target: Target, directory: Path, *, check: bool = False, how: Any = wo
 
 def process(module: Any, arguments: dict[str, Any], *, check: bool) -> dict[str, Any]:
     """Run a module as Ansible does."""
-    return run_module(module.__name__.rpartition(".")[2], {k: v for k, v in arguments.items() if v is not None}, check=check)
+    return run_module(
+        module.__name__.rpartition(".")[2], {k: v for k, v in arguments.items() if v is not None}, check=check
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -276,7 +282,9 @@ def test_a_damaged_copy_does_not_become_a_backup(make, target, tmp_path):
     target.write(f"{DATABASE}/b1/dump/toc.dat", b"tox")
     failed = fetch(target, tmp_path / "other")
     assert "dump/toc.dat: checksum does not fit" in failed["msg"]
-    assert [path.name for path in (tmp_path / "other" / DATABASE).iterdir() if path.is_dir() and path.name[0] != "."] == []
+    assert [
+        path.name for path in (tmp_path / "other" / DATABASE).iterdir() if path.is_dir() and path.name[0] != "."
+    ] == []
 
 
 def test_all_places_are_tried_and_a_failure_is_red_or_a_warning(make, target, config, tmp_path):
@@ -307,7 +315,12 @@ def test_places_and_configurations_that_could_tell_a_secret_are_refused(config, 
     open_one.chmod(0o644)
     assert "can be read by other accounts" in refused(Place.of, "offsite:bucket", open_one).message
     assert "no configuration" in refused(Place.of, "offsite:bucket", None).message
-    for root in (f":s3,secret_access_key={SECRET}:bucket", f"offsite,secret_access_key={SECRET}:b", "bucket", "--config=x"):
+    for root in (
+        f":s3,secret_access_key={SECRET}:bucket",
+        f"offsite,secret_access_key={SECRET}:b",
+        "bucket",
+        "--config=x",
+    ):
         error = refused(Place.of, root, Path(config))
         assert "no place for copies" in error.message
         assert SECRET not in error.message + error.hint

@@ -77,7 +77,10 @@ def archived() -> Iterator[Archived]:
         made = Archived(cluster, folder, config)
         hba = cluster.data / "pg_hba.conf"
         hba.write_text("local all postgres trust\n" + hba.read_text(encoding="utf-8"), encoding="utf-8")
-        made.query(f"ALTER SYSTEM SET archive_command = 'pgbackrest --config={config} --stanza=main archive-push %p'", "postgres")
+        made.query(
+            f"ALTER SYSTEM SET archive_command = 'pgbackrest --config={config} --stanza=main archive-push %p'",
+            "postgres",
+        )
         made.query("ALTER SYSTEM SET archive_mode = on", "postgres")
         made.query(f"CREATE DATABASE {DATABASE}", "postgres")
         made.query("CREATE ROLE settler_login LOGIN PASSWORD 'whole'", "postgres")
@@ -105,7 +108,8 @@ def back_up(arguments: dict[str, Any], *, check: bool = False, **changes: Any) -
 
 def restoring(arguments: dict[str, Any], path: str) -> dict[str, Any]:
     own = {"src": path, "confirm": DATABASE, "accept_data_loss": True, "run_id": "x1", "jobs": 1, "identity": None}
-    return {**arguments, **own, "client_bin": None}
+    own |= {"method": "auto", "directory": None, "only_run": "", "allow_foreign": "", "lost_directory": None}
+    return {**arguments, **own, "client_bin": None, "progress_file": None}
 
 
 def test_four_runs_and_back_by_the_command_that_was_printed(archived, arguments, tmp_path):
@@ -178,7 +182,7 @@ def test_a_restore_point_that_is_not_archived_is_no_backup(archived, arguments, 
         wait_until(lambda: archived.query("SHOW archive_command") == [("/bin/false",)])
         failed = back_up(arguments, run_id="w6", archive_timeout=0.5)
     finally:
-        archived.query("ALTER SYSTEM SET archive_command = '{}'".format(command[0]))
+        archived.query(f"ALTER SYSTEM SET archive_command = '{command[0]}'")
         archived.query("SELECT pg_reload_conf()")
     assert failed["failed"]
     assert "not in pgBackRest's archive" in failed["msg"]
@@ -186,12 +190,17 @@ def test_a_restore_point_that_is_not_archived_is_no_backup(archived, arguments, 
     assert back_up(arguments, run_id="w6")["changed"] is True
 
 
-def test_what_would_go_wrong_is_said_before_anything_is_taken(archived, arguments, cluster, roles, tmp_path, new_database):
+def test_what_would_go_wrong_is_said_before_anything_is_taken(
+    archived, arguments, cluster, roles, tmp_path, new_database
+):
     before = archived.pgbackrest("info")
     mine = login(archived.cluster, DATABASE, "settler_login", "whole")
     refused = back_up(arguments | mine)
     assert "GRANT EXECUTE ON FUNCTION pg_create_restore_point(text), pg_switch_wal() TO settler_login" in refused["msg"]
-    assert "does not exist" in back_up(arguments, stanza="other")["msg"] or "missing stanza" in back_up(arguments, stanza="other")["msg"]
+    assert (
+        "does not exist" in back_up(arguments, stanza="other")["msg"]
+        or "missing stanza" in back_up(arguments, stanza="other")["msg"]
+    )
     assert "no account nobody-at-all" in back_up(arguments, account="nobody-at-all")["msg"]
     other = as_migrator(cluster, roles, new_database())
     assert "archive_mode" in back_up(arguments | other)["msg"]

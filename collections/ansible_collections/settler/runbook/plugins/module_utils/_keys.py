@@ -159,7 +159,9 @@ def _gpg(home: Path, texts: t.Sequence[str], identity: Path | None) -> Tool:
             path.write_text(block + "\n", encoding="ascii", errors="replace")
             told = _run([*base, "--with-colons", "--show-keys", str(path)])
             keys.append(Key(next(line.split(":")[9] for line in told.splitlines() if line.startswith("fpr:")), block))
-    chosen = [part for number in range(len(keys)) for part in ("--recipient-file", str(home / f"recipient{number}.asc"))]
+    chosen = [
+        part for number in range(len(keys)) for part in ("--recipient-file", str(home / f"recipient{number}.asc"))
+    ]
     if identity is not None:
         _run([*base, "--import", str(identity)])
     locked = ["--pinentry-mode", "error"]  # a passphrase cannot be asked for here: that is an error, not a wait

@@ -85,7 +85,15 @@ def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = Fal
     if check:
         with connect(params, application=f"runbook:{options.run_id}:backup") as connection:
             _look(connection, program)
-        return {"path": "", "label": "", "lsn": "", "restore_point": "", "restore_command": "", "bytes": 0, "pruned": []}
+        return {
+            "path": "",
+            "label": "",
+            "lsn": "",
+            "restore_point": "",
+            "restore_command": "",
+            "bytes": 0,
+            "pruned": [],
+        }
     make_private(options.directory)
     make_private(home)
     with only_one(home) as lock:
@@ -273,9 +281,7 @@ def _backup_of(options: Options, program: Program) -> dict[str, t.Any] | None:
     return made[-1] if made else None
 
 
-def _wait_archived(
-    connection: psycopg.Connection[t.Any], options: Options, program: Program, segment: str
-) -> None:
+def _wait_archived(connection: psycopg.Connection[t.Any], options: Options, program: Program, segment: str) -> None:
     """Wait until the repository has the segment with the restore point: before that nobody can go back to it."""
     deadline = time.monotonic() + options.archive_timeout
     while not any((row["max"] or "") >= segment for row in program.info()["archive"]):
@@ -290,9 +296,7 @@ def _wait_archived(
         time.sleep(0.2)
 
 
-def _forget_expired(
-    options: Options, database: str, made: t.Mapping[str, t.Any], program: Program
-) -> list[str]:
+def _forget_expired(options: Options, database: str, made: t.Mapping[str, t.Any], program: Program) -> list[str]:
     """Remove manifests of backups that pgBackRest's own retention has removed; return their paths."""
     labels = {row["label"] for row in program.info()["backup"]}
     like = ("method", "environment", "system_identifier", "stanza")
