@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +12,8 @@ import pytest
 from tools import apt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.ansible.conftest import Deployment
 
 

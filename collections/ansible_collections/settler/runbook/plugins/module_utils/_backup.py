@@ -39,7 +39,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import (
     referenced_roles,
     row_counts,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._encryption import Encryption, encrypt, remove_plain
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import (
+    UNENCRYPTED,
+    Encryption,
+    encrypt,
+    remove_plain,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Limits,
@@ -88,7 +93,7 @@ class Options:
     lock_timeout: float
     keep: int
     keep_days: float = 0
-    encryption: Encryption = Encryption()
+    encryption: Encryption = UNENCRYPTED
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -142,7 +147,7 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
         if may_become(connection, options.role):
             set_role(connection, options.role)
             check_sight(connection)
-            check_space(options.directory, params["login_db"], options.environment, compression, _size(connection))
+            _check_space(params, options, compression, _size(connection))
             rows = row_counts(connection)
     return {
         "path": "",
@@ -153,6 +158,10 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
         "duration_s": round(time.monotonic() - started, 2),
         "pruned": [],
     }
+
+
+def _check_space(params: t.Mapping[str, t.Any], options: Options, compression: str, size: int) -> None:
+    check_space(options.directory, params["login_db"], size, environment=options.environment, compression=compression)
 
 
 def _size(connection: psycopg.Connection[t.Any]) -> int:
@@ -173,7 +182,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
         _wait_no_longer(connection, options)
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         facts = _facts(connection)
-        check_space(options.directory, params["login_db"], options.environment, compression, facts["size"])
+        _check_space(params, options, compression, facts["size"])
         command: list[str | Path] = [
             programs / "pg_dump",
             *client_arguments(params),

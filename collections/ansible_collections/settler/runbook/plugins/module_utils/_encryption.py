@@ -46,6 +46,9 @@ class Encryption:
     recipients: tuple[str, ...] = ()
 
 
+UNENCRYPTED = Encryption()
+
+
 def prove(encryption: Encryption, identity: Path | None, *, must_open: bool) -> str:
     """Encrypt a word, and decrypt it if there is an identity; return what was found.
 

@@ -146,7 +146,7 @@ def _age(texts: t.Sequence[str], identity: Path | None) -> Tool:
 def _gpg(home: Path, texts: t.Sequence[str], identity: Path | None) -> Tool:
     """Return GnuPG in a home of its own: the account's keyring, options and trust have no say."""
     base = ["gpg", "--batch", "--no-tty", "--quiet", "--no-options", "--homedir", str(home), "--trust-model", "always"]
-    keys = []
+    keys: list[Key] = []
     for text in texts:
         blocks = _PGP_KEY.findall(text)
         if not blocks:
@@ -158,10 +158,9 @@ def _gpg(home: Path, texts: t.Sequence[str], identity: Path | None) -> Tool:
             path = home / f"recipient{len(keys)}.asc"
             path.write_text(block + "\n", encoding="ascii", errors="replace")
             told = _run([*base, "--with-colons", "--show-keys", str(path)])
-            keys.append(Key(next(line.split(":")[9] for line in told.splitlines() if line.startswith("fpr:")), block))
-    chosen = [
-        part for number in range(len(keys)) for part in ("--recipient-file", str(home / f"recipient{number}.asc"))
-    ]
+            fingerprint = next(line.split(":")[9] for line in told.splitlines() if line.startswith("fpr:"))
+            keys.append(Key(fingerprint, block))
+    chosen = [part for path in sorted(home.glob("recipient*.asc")) for part in ("--recipient-file", str(path))]
     if identity is not None:
         _run([*base, "--import", str(identity)])
     locked = ["--pinentry-mode", "error"]  # a passphrase cannot be asked for here: that is an error, not a wait

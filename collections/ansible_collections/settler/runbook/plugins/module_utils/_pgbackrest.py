@@ -34,7 +34,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._catalog import di
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
-from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 METHOD = "pgbackrest"
 TYPES = ("full", "diff", "incr")
@@ -85,15 +87,8 @@ def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = Fal
     if check:
         with connect(params, application=f"runbook:{options.run_id}:backup") as connection:
             _look(connection, program)
-        return {
-            "path": "",
-            "label": "",
-            "lsn": "",
-            "restore_point": "",
-            "restore_command": "",
-            "bytes": 0,
-            "pruned": [],
-        }
+        nothing = dict.fromkeys(("path", "label", "lsn", "restore_point", "restore_command"), "")
+        return {**nothing, "bytes": 0, "pruned": []}
     make_private(options.directory)
     make_private(home)
     with only_one(home) as lock:
@@ -162,7 +157,7 @@ class Program:
                 f"pgbackrest {command} failed with exit code {done.returncode}:\n"
                 + "\n".join(f"  {line}" for line in lines)
             )
-        return done.stdout
+        return str(done.stdout)
 
     def restore_command(self, label: str, point: str) -> str:
         """Return the command that restores a backup and goes on to a restore point."""

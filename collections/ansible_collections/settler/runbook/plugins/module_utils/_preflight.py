@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.settler.runbook.plugins.module_utils._backup_folder import check_private
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     MAINTENANCE_DB,
     connect,
@@ -18,9 +17,10 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     set_role,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import blind_tables
-from ansible_collections.settler.runbook.plugins.module_utils._encryption import Encryption, prove
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import UNENCRYPTED, Encryption, prove
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs
+from ansible_collections.settler.runbook.plugins.module_utils._space import check_space
 
 if t.TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ class Wanted:
     backup_directory: Path | None = None
     client_bin: str | None = None
     database_required: bool = True
-    encryption: Encryption = Encryption()
+    encryption: Encryption = UNENCRYPTED
     identity: Path | None = None
     must_open: bool = False
 
@@ -126,7 +126,7 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
             if wanted.owner and not any(row.status == "failed" for row in rows):
                 rows += _objects(connection, wanted.owner)
     if wanted.backup_directory is not None:
-        rows += _backup(wanted, major, facts["size_bytes"])
+        rows += _backup(wanted, params["login_db"], major, facts["size_bytes"])
         rows += _encryption(wanted)
     return rows, facts
 
@@ -245,8 +245,8 @@ def _encryption(wanted: Wanted) -> list[Row]:
         return [Row("encryption", "failed", error.message, error.hint)]
 
 
-def _backup(wanted: Wanted, server_major: int, size: int) -> list[Row]:
-    """Check that client programs fit, that the folder is writable and the disk large enough."""
+def _backup(wanted: Wanted, database: str, server_major: int, size: int) -> list[Row]:
+    """Check that client programs fit, that the folder is private and writable and the disk large enough."""
     assert wanted.backup_directory is not None
     rows = []
     try:
@@ -254,13 +254,11 @@ def _backup(wanted: Wanted, server_major: int, size: int) -> list[Row]:
         rows.append(Row("client programs", "ok", f"{major} in {folder}"))
     except RunbookError as error:
         rows.append(Row("client programs", "failed", error.message, error.hint))
-    place = next(path for path in (wanted.backup_directory, *wanted.backup_directory.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if not os.access(place, os.W_OK | os.X_OK):
-        rows.append(Row("backup folder", "failed", f"{place} is not writable", "Set runbook_backup_directory."))
-    elif free < size:
-        detail = f"{free // 2**20} MB free at {place}, the database has {size // 2**20} MB"
-        rows.append(Row("backup folder", "failed", detail, "Free space, or set runbook_backup_directory."))
+    try:
+        check_private(wanted.backup_directory)
+        free = check_space(wanted.backup_directory, database, size)
+    except RunbookError as error:
+        rows.append(Row("backup folder", "failed", error.message, error.hint))
     else:
         rows.append(Row("backup folder", "ok", f"{wanted.backup_directory}, {free // 2**20} MB free"))
     return rows

@@ -125,9 +125,8 @@ class Place:
     def _run(self, command: str, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run rclone with its configuration and with no setting or secret of the environment."""
         known = {name: value for name, value in os.environ.items() if not name.startswith(("RCLONE_", "AWS_"))}
-        options, words = [], []
-        for argument in arguments:
-            (options if argument.startswith("--") else words).append(argument)
+        options = [argument for argument in arguments if argument.startswith("--")]
+        words = [argument for argument in arguments if not argument.startswith("--")]
         return subprocess.run(
             ["rclone", command, f"--config={self.config or ''}", *_PATIENCE, *options, "--", *words],
             env=known,

@@ -24,8 +24,8 @@ options:
     type: path
     required: true
   places:
-    description: Where to copy to - C(remote:path) with a remote of rclone's configuration, or the absolute path of a folder,
-      which must exist.
+    description: Where to copy to - C(remote:path) with a remote of rclone's configuration, or the absolute path of a
+      folder, which must exist.
     type: list
     elements: str
     required: true

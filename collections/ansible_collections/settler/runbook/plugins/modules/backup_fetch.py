@@ -12,7 +12,7 @@ module: backup_fetch
 short_description: Fetch a copy of a backup from off the host
 version_added: 0.1.0
 description:
-  - Fetches a copy that M(settler.runbook.backup_copy) has made into a folder of backups, on this host or on another one,
+  - Fetches a copy that M(settler.runbook.backup_copy) has made into a folder of backups, on this host or another one,
     compares every file with the manifest, and only then gives it its name.
   - A backup that is there already is compared and kept.
 options:

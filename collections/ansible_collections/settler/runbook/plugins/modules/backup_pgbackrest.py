@@ -13,8 +13,8 @@ short_description: Back a PostgreSQL server up with pgBackRest, and make a resto
 version_added: 0.1.0
 description:
   - Takes a backup of a stanza that exists, makes a named restore point, and waits until it has reached the archive.
-  - Writes C(manifest.json) with the backup's label, the restore point, its LSN, and the command that goes back to it, so
-    that M(settler.runbook.backup_info) lists it. Going back is for an operator, because it concerns the whole server.
+  - Writes C(manifest.json) with the backup's label, the restore point, its LSN, and the command that goes back to it,
+    so that M(settler.runbook.backup_info) lists it. Going back is for an operator - it concerns the whole server.
   - A stanza of another server is refused. A run that was killed is continued with the backup that it has taken.
   - Manifests of backups that pgBackRest's retention has removed are removed, too.
 options:
