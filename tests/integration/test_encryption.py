@@ -224,7 +224,8 @@ def test_without_the_right_key_nothing_is_touched(back_up, pair, wrong, restorin
     assert result["failed"]
     assert "nothing was touched" in result["msg"]
     wanted = {
-        "none": "rollback_identity", "wrong": "does not decrypt it", "open to others": "chmod 0600", "missing": "No such",
+        "none": "rollback_identity", "wrong": "does not decrypt it",
+        "open to others": "chmod 0600", "missing": "No such",
     }  # fmt: skip
     assert wanted[case] in result["msg"]
     assert (files(folder.parent), connect(database).execute("SELECT datname FROM pg_database").fetchall()) == before
