@@ -5,20 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_manifest
 
+from tests.pgbackrest import Archived, archived_server
 from tests.support import as_migrator, call_module, login, run_module, wait_until
-from tools import apt
 from tools.account import Account
-from tools.cluster import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,72 +21,14 @@ if TYPE_CHECKING:
 DATABASE = "settler_whole"
 
 
-@dataclass(frozen=True)
-class Archived:
-    """A server whose write-ahead log goes to pgBackRest."""
-
-    cluster: Cluster
-    folder: Path
-    config: Path
-
-    def run(self, *command: str) -> str:
-        """Run a command as the account of the server."""
-        done = Account.for_server().run(list(command))
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    def pgbackrest(self, command: str, *options: str) -> str:
-        return self.run("pgbackrest", f"--config={self.config}", "--stanza=main", *options, command)
-
-    def stop(self) -> None:
-        self.run(f"{self.cluster.state.bin}/pg_ctl", "stop", "-D", str(self.cluster.data), "-m", "fast", "-w")
-
-    def query(self, query: str, database: str = DATABASE) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.cluster.conninfo(database), autocommit=True) as session:
-            cursor = session.execute(query)
-            return cursor.fetchall() if cursor.description else []
-
-
 @pytest.fixture(scope="module")
 def archived() -> Iterator[Archived]:
-    """Yield a server with a stanza, made as pgBackRest's guide says; pgbackrest is Debian's."""
-    if shutil.which("pgbackrest") is None:
-        assert apt.usable(), "pgbackrest is missing, and only root can install it: apt-get install pgbackrest"
-        apt.install("pgbackrest")
-    account = Account.for_server()
-    folder = Path(tempfile.mkdtemp(prefix=f"settler-pgbackrest-{os.getpid()}-", dir="/tmp"))
-    folder.chmod(0o711)
-    cluster = Cluster(folder / "cluster", fsync=False, port=56001)
-    try:
-        state = cluster.up()
-        config = folder / "pgbackrest.conf"
-        config.write_text(
-            f"[global]\nrepo1-path={folder}/repo\nrepo1-retention-full=1\nlock-path={folder}/lock\n"
-            "log-level-file=off\nstart-fast=y\ncompress-type=lz4\narchive-timeout=10\n"
-            f"[main]\npg1-path={cluster.data}\npg1-port={state.port}\npg1-socket-path={state.socket}\n",
-            encoding="utf-8",
-        )
-        for name in ("repo", "lock"):
-            (folder / name).mkdir(mode=0o700)
-            account.own(folder / name)
-        made = Archived(cluster, folder, config)
-        hba = cluster.data / "pg_hba.conf"
-        hba.write_text("local all postgres trust\n" + hba.read_text(encoding="utf-8"), encoding="utf-8")
-        made.query(
-            f"ALTER SYSTEM SET archive_command = 'pgbackrest --config={config} --stanza=main archive-push %p'",
-            "postgres",
-        )
-        made.query("ALTER SYSTEM SET archive_mode = on", "postgres")
-        made.query(f"CREATE DATABASE {DATABASE}", "postgres")
-        made.query("CREATE ROLE settler_login LOGIN PASSWORD 'whole'", "postgres")
-        made.query("CREATE TABLE papers (id int PRIMARY KEY); INSERT INTO papers SELECT generate_series(1, 100)")
-        made.stop()
-        cluster.up()
-        made.pgbackrest("stanza-create")
+    with archived_server() as made:
+        made.query(f"CREATE DATABASE {DATABASE}")
+        made.query("CREATE ROLE settler_login LOGIN PASSWORD 'whole'")
+        papers = "CREATE TABLE papers (id int PRIMARY KEY); INSERT INTO papers SELECT generate_series(1, 100)"
+        made.query(papers, DATABASE)
         yield made
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -127,20 +64,16 @@ def test_four_runs_and_back_by_the_command_that_was_printed(archived, arguments,
     (row,) = run_module("backup_info", {"directory": str(tmp_path / "backups"), "database": DATABASE})["backups"]
     assert (row["method"], row["label"], row["error"]) == ("pgbackrest", made["label"], "")
 
-    archived.query("DELETE FROM papers WHERE id > 10; DROP TABLE IF EXISTS late; CREATE TABLE late (id int)")
+    archived.query("DELETE FROM papers WHERE id > 10; DROP TABLE IF EXISTS late; CREATE TABLE late (id int)", DATABASE)
     refused = call_module("restore", restoring(arguments, made["path"]))
     assert refused["failed"]
     assert "nothing was touched" in refused["msg"]
     assert made["restore_command"] in refused["msg"]
-    assert archived.query("SELECT count(*) FROM papers") == [(10,)]
+    assert archived.query("SELECT count(*) FROM papers", DATABASE) == [(10,)]
 
-    archived.stop()
-    done = subprocess.run(made["restore_command"], shell=True, capture_output=True, text=True, check=False)  # noqa: S602
-    assert done.returncode == 0, done
-    archived.cluster.up()
-    wait_until(lambda: archived.query("SELECT pg_is_in_recovery()") == [(False,)])
-    assert archived.query("SELECT count(*), to_regclass('late') FROM papers") == [(100, None)]
-    (reached,) = archived.query(f"SELECT pg_current_wal_lsn() >= '{made['lsn']}'")
+    archived.go_back(made["restore_command"])
+    assert archived.query("SELECT count(*), to_regclass('late') FROM papers", DATABASE) == [(100, None)]
+    (reached,) = archived.query(f"SELECT pg_current_wal_lsn() >= '{made['lsn']}'", DATABASE)
     assert reached == (True,)
 
     again = back_up(arguments, run_id="w2", type="diff")  # on the new timeline
@@ -150,16 +83,13 @@ def test_four_runs_and_back_by_the_command_that_was_printed(archived, arguments,
 def test_a_row_of_after_the_backup_but_before_the_restore_point_comes_back(archived, arguments):
     """The restore point counts, not the backup: a run that is continued has a backup from before."""
     archived.pgbackrest("backup", "--type=full", "--annotation=settler-run=w3")
-    archived.query("INSERT INTO papers VALUES (1001)")
+    archived.query("INSERT INTO papers VALUES (1001)", DATABASE)
     made = back_up(arguments, run_id="w3")
     assert made["label"] in archived.pgbackrest("info")
     assert archived.pgbackrest("info").count("full backup") == 1, "the killed run's backup was taken a second time"
-    archived.query("INSERT INTO papers VALUES (1002)")
-    archived.stop()
-    subprocess.run(made["restore_command"], shell=True, capture_output=True, check=True)  # noqa: S602
-    archived.cluster.up()
-    wait_until(lambda: archived.query("SELECT pg_is_in_recovery()") == [(False,)])
-    assert archived.query("SELECT id FROM papers WHERE id > 1000") == [(1001,)]
+    archived.query("INSERT INTO papers VALUES (1002)", DATABASE)
+    archived.go_back(made["restore_command"])
+    assert archived.query("SELECT id FROM papers WHERE id > 1000", DATABASE) == [(1001,)]
 
 
 def test_manifests_of_expired_backups_are_removed_and_no_others(archived, arguments, tmp_path):
@@ -175,15 +105,15 @@ def test_manifests_of_expired_backups_are_removed_and_no_others(archived, argume
 
 def test_a_restore_point_that_is_not_archived_is_no_backup(archived, arguments, tmp_path):
     archived.pgbackrest("backup", "--type=incr", "--annotation=settler-run=w6")
-    (command,) = archived.query("SELECT setting FROM pg_settings WHERE name = 'archive_command'")
+    (command,) = archived.query("SELECT setting FROM pg_settings WHERE name = 'archive_command'", DATABASE)
     try:
-        archived.query("ALTER SYSTEM SET archive_command = '/bin/false'")
-        archived.query("SELECT pg_reload_conf()")
-        wait_until(lambda: archived.query("SHOW archive_command") == [("/bin/false",)])
+        archived.query("ALTER SYSTEM SET archive_command = '/bin/false'", DATABASE)
+        archived.query("SELECT pg_reload_conf()", DATABASE)
+        wait_until(lambda: archived.query("SHOW archive_command", DATABASE) == [("/bin/false",)])
         failed = back_up(arguments, run_id="w6", archive_timeout=0.5)
     finally:
-        archived.query(f"ALTER SYSTEM SET archive_command = '{command[0]}'")
-        archived.query("SELECT pg_reload_conf()")
+        archived.query(f"ALTER SYSTEM SET archive_command = '{command[0]}'", DATABASE)
+        archived.query("SELECT pg_reload_conf()", DATABASE)
     assert failed["failed"]
     assert "not in pgBackRest's archive" in failed["msg"]
     assert not (tmp_path / "backups" / DATABASE / "w6").exists()
@@ -204,7 +134,9 @@ def test_what_would_go_wrong_is_said_before_anything_is_taken(
     assert "no account nobody-at-all" in back_up(arguments, account="nobody-at-all")["msg"]
     other = as_migrator(cluster, roles, new_database())
     assert "archive_mode" in back_up(arguments | other)["msg"]
-    archived.query("GRANT EXECUTE ON FUNCTION pg_create_restore_point(text), pg_switch_wal() TO settler_login")
+    archived.query(
+        "GRANT EXECUTE ON FUNCTION pg_create_restore_point(text), pg_switch_wal() TO settler_login", DATABASE
+    )
     assert back_up(arguments | mine, check=True)["changed"] is True
     assert archived.pgbackrest("info") == before
 
@@ -222,7 +154,7 @@ def _other_system(archived: Archived) -> Iterator[str]:
     folder = archived.folder / "bin"
     folder.mkdir()
     folder.chmod(0o755)
-    (system,) = archived.query("SELECT system_identifier::text FROM pg_control_system()")
+    (system,) = archived.query("SELECT system_identifier::text FROM pg_control_system()", DATABASE)
     real = shutil.which("pgbackrest")
     (folder / "pgbackrest").write_text(f'#!/bin/sh\n{real} "$@" | sed s/{system[0]}/4711/g\n', encoding="utf-8")
     (folder / "pgbackrest").chmod(0o755)

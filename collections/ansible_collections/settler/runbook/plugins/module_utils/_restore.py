@@ -87,6 +87,13 @@ def check_target(connection: psycopg.Connection[t.Any], source: Path, manifest: 
             hint="playbooks/create_database.yml makes the runbook's roles; others: CREATE ROLE as a superuser.",
             missing_roles=lacking,
         )
+    spaces = {row[0] for row in connection.execute("SELECT spcname FROM pg_catalog.pg_tablespace")}
+    if lacking := sorted(set(manifest.get("tablespaces", ())) - spaces):
+        raise RunbookError(
+            f"{source}: the server lacks {_counted(lacking, 'tablespace')} that the backup refers to: "
+            f"{', '.join(lacking)}; nothing was touched",
+            hint="CREATE TABLESPACE as a superuser, then run again.",
+        )
     wanted = set(json.loads((source / "catalogue.json").read_text(encoding="utf-8")).get("extensions", {}))
     known = {row[0] for row in connection.execute("SELECT name FROM pg_catalog.pg_available_extensions")}
     if lacking := sorted(wanted - known):

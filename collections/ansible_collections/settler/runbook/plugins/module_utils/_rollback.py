@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest, _snapshot
+from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     MAINTENANCE_DB,
     connect,
@@ -87,12 +88,15 @@ class Way:
     at: str = ""
     minutes: float | None = None
     proven: bool = False
+    of_run: str = ""
     source: Path | None = None
     manifest: dict[str, t.Any] | None = None
     snapshot: _snapshot.Snapshot | None = None
     difference: dict[str, int] | None = None
     changed: list[str] | None = None
     lost: list[Lost] | None = None
+    #: Of the catalogue as it is to be afterwards, where a backup tells.
+    catalogue_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,14 +119,14 @@ def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
     """
     if options.only_run and not _committed(params, options):
         return Way("none", f"run {options.only_run} has committed nothing, so there is nothing to take back")
-    snapshot = _snapshot_for(params, options)
+    copy = _snapshot_for(params, options)
     source, manifest = _newest(params, options)
-    if snapshot and (
-        manifest is None or snapshot.run_id == manifest["run_id"] or snapshot.at > manifest["snapshot_time"]
-    ):
-        return Way(
-            "snapshot", f"swap in the snapshot {snapshot.name} of {snapshot.at}", snapshot.at, 0.1, snapshot=snapshot
-        )
+    if copy and (manifest is None or copy.run_id == manifest["run_id"] or copy.at > manifest["snapshot_time"]):
+        way = Way("snapshot", f"swap in the snapshot {copy.name} of {copy.at}", copy.at, 0.1)
+        way.snapshot = copy
+        if manifest and manifest["run_id"] == copy.run_id:
+            way.catalogue_digest = manifest["catalogue_digest"]
+        return way
     if source is None or manifest is None:
         where = f" in {options.directory}" if options.directory and options.method != "snapshot" else ""
         what = {"snapshot": "no snapshot", "dump": "no whole backup"}.get(
@@ -137,6 +141,7 @@ def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
     _manifest.check_files(source, manifest)
     proof = _manifest.read_proof(source)
     way = Way("dump", "", manifest["snapshot_time"], source=source, manifest=manifest, proven=bool(proof))
+    way.catalogue_digest = manifest["catalogue_digest"]
     way.minutes = round(proof["minutes"] if proof else 2 * manifest["duration_s"] / 60, 1)
     way.about = (
         f"restore the backup of {manifest['snapshot_time']} ({source.name}, "
@@ -160,8 +165,8 @@ def _snapshot_for(params: t.Mapping[str, t.Any], options: Options) -> _snapshot.
         return None
     with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:restore") as connection:
         found = _snapshot.found(connection, params["login_db"])
-    mine = [snapshot for snapshot in found if snapshot.environment == options.environment]
-    return next((snapshot for snapshot in mine if options.only_run in ("", snapshot.run_id)), None)
+    mine = [one for one in found if one.environment == options.environment]
+    return next((one for one in mine if options.only_run in ("", one.run_id)), None)
 
 
 def _newest(params: t.Mapping[str, t.Any], options: Options) -> tuple[Path | None, dict[str, t.Any] | None]:
@@ -228,7 +233,9 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
             return
         with present:
             set_role(present, options.role)
-            if way.snapshot:
+            if options.only_run:  # in its own window nobody but the run could write, and the failed database keeps that
+                way.difference, way.of_run = {}, options.only_run
+            elif way.snapshot:
                 let_in(connection, way.snapshot.name, allow=True)
                 try:
                     with _session(params, options, way.snapshot.name) as other:
@@ -250,7 +257,7 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
         for name in sorted({*now, *then})
         if now.get(name, 0) != then.get(name, 0) and not name.startswith(f"{options.ledger_schema}.")
     }
-    if "fingerprints" in way.manifest and not options.only_run:  # in its own window nobody but the run could write
+    if "fingerprints" in way.manifest:
         before = _manifest.read_fingerprints(way.source)
         after, tables = read_again(params, present, _how(options, way.source), before, params["login_db"])
         failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
@@ -273,7 +280,9 @@ def describe(way: Way) -> str:
     minutes = f"about {way.minutes:g} minutes" if way.minutes and way.minutes >= 0.2 else "some seconds"
     how = "measured" if way.proven else "estimated"
     lines = [f"{way.about}: {minutes} ({how})"]
-    if way.lost is not None:
+    if way.of_run:
+        lines.append(f"  only run {way.of_run} could write since, and what it wrote stays in the failed database")
+    elif way.lost is not None:
         lines.append(told(way.lost) if way.lost else "  no row was written since")
     elif way.difference is not None:
         lines += [f"  {name}: {rows:+,d} rows since the backup" for name, rows in way.difference.items()]
@@ -351,10 +360,11 @@ def roll_back(
                 let_in(connection, incoming, allow=False)  # it stays what it was
             raise
         swap_s = round(time.monotonic() - began, 2)
-    _record(params, options, way, names.failed if there else "", lost)
+    verified = _settle(params, options, way, names.failed if there else "", lost)
     return {
         "failed_database": names.failed if there else "",
         "lost": [asdict(one) for one in lost],
+        "verified": verified,
         "restored_s": restored_s,
         "swap_s": swap_s,
         "duration_s": round(time.monotonic() - started, 2),
@@ -412,8 +422,18 @@ def _name_of(way: Way) -> str:
     return str(way.source or (way.snapshot.name if way.snapshot else ""))
 
 
-def _record(params: t.Mapping[str, t.Any], options: Options, way: Way, failed: str, lost: t.Sequence[Lost]) -> None:
+def _settle(params: t.Mapping[str, t.Any], options: Options, way: Way, failed: str, lost: t.Sequence[Lost]) -> bool:
+    """Look at what has the real name now, and note in its ledger what was done; tell whether a backup vouches for it.
+
+    Raises:
+        RunbookError: it has not the catalogue that it had; can only be if somebody has changed it since.
+    """
     with _session(params, options, params["login_db"]) as database:
+        if way.catalogue_digest and digest(snapshot(database)) != way.catalogue_digest:
+            raise RunbookError(
+                f"{params['login_db']} was swapped, and has not the catalogue of its backup; what it was is {failed}",
+                hint="playbooks/verify.yml names the differences. Keep the application out until they are understood.",
+            )
         ledger = Ledger(database, options.ledger_schema)
         if ledger.exists():
             ledger.record_event(
@@ -424,3 +444,4 @@ def _record(params: t.Mapping[str, t.Any], options: Options, way: Way, failed: s
                 failed_database=failed,
                 lost={one.table: one.rows for one in lost},
             )
+    return bool(way.catalogue_digest)

@@ -34,9 +34,10 @@ SELECT pg_database_size(current_database()),
     CASE WHEN pg_has_role(current_user, 'pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END
 """
 
+#: By its role, because other roles' backend_type is hidden; autovacuum has none, and leaves by itself.
 _SESSIONS = """
 SELECT pid, usename, application_name FROM pg_catalog.pg_stat_activity
-WHERE datname = %s AND backend_type = 'client backend' AND pid <> pg_backend_pid() ORDER BY pid
+WHERE datname = %s AND usename IS NOT NULL AND pid <> pg_backend_pid() ORDER BY pid
 """
 
 

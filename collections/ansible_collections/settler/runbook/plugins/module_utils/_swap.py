@@ -178,7 +178,7 @@ def _empty(connection: psycopg.Connection[t.Any], database: str, but: t.Sequence
         if not left:
             return
         if time.monotonic() > deadline:
-            told = ", ".join(f"pid {pid} ({user or kind})" for pid, user, kind in left)
+            told = ", ".join(f"pid {pid} ({user or kind or 'a server process'})" for pid, user, kind in left)
             raise RunbookError(
                 f"sessions of {database} do not leave: {told}; the database is as it was",
                 hint="End them as a superuser, then run again.",
@@ -189,7 +189,7 @@ def _empty(connection: psycopg.Connection[t.Any], database: str, but: t.Sequence
                     connection.execute("SELECT pg_terminate_backend(%s)", [pid])
             except psycopg.errors.InsufficientPrivilege as error:
                 raise RunbookError(
-                    f"pid {pid} of role {user or kind} uses {database}, and this role may not end it; "
+                    f"pid {pid} of role {user} uses {database}, and this role may not end it; "
                     "the database is as it was",
                     hint=f"As a superuser: SELECT pg_terminate_backend({pid}); then run again.",
                 ) from error

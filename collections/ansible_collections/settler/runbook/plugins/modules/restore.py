@@ -181,6 +181,11 @@ snapshot_time:
   description: The moment that the database is back at (UTC).
   returned: always
   type: str
+verified:
+  description: Whether the catalogue was compared with a backup's again, under the real name. Not where a snapshot has
+    no backup of its run beside it.
+  returned: when restored
+  type: bool
 duration_s:
   description: How long it took, in seconds.
   returned: when restored
