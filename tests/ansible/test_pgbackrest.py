@@ -1,4 +1,4 @@
-"""migrate.yml on a server that pgBackRest backs up: what fails after a commit is for an operator, with the command told."""
+"""migrate.yml on a server that pgBackRest backs up: what fails after a commit is for an operator, who is told how."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def test_a_failed_change_stays_closed_and_the_command_leads_back(archived: Archi
     with _deployment(archived.cluster, tmp_path) as deployment:
         assert deployment.play("setup.yml").rc == 0
         functions = "FUNCTION pg_create_restore_point(text), pg_switch_wal()"
-        deployment.query(f"GRANT EXECUTE ON {functions} TO {deployment.prefix}_migrator")
+        with deployment.connect() as server:
+            server.execute(f"GRANT EXECUTE ON {functions} TO {deployment.prefix}_migrator")
         deployment.migration("002_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\n")
         before = deployment.dump_without_events()
 
