@@ -213,6 +213,23 @@ def test_changed_file_is_accepted_by_repair_with_a_reason(ready: Deployment) -> 
     assert ready.play("migrate.yml", verify_unexpected="ignore").rc == 0
 
 
+def test_a_migration_that_changes_data_unasked_is_taken_back(ready: Deployment) -> None:
+    tenant = ready.query("INSERT INTO tenants (name, slug) VALUES ('One', 'one') RETURNING id")[0][0]
+    file = ready.migration("002_two.sql", "UPDATE tenants SET name = lower(name);\n")
+    run = ready.play("migrate.yml")
+    assert run.rc != 0
+    assert "public.tenants.name" in run.output
+    assert f"changed: {tenant}" in run.output
+    assert "-- runbook: changes=tenants.name" in run.output
+    assert ready.query("SELECT name FROM tenants") == [("One",)]
+
+    file.write_text("-- runbook: changes=tenants.name\n" + file.read_text())
+    run = ready.play("migrate.yml")
+    assert run.rc == 0, run.output
+    assert "data of " in run.output
+    assert ready.query("SELECT name FROM tenants") == [("one",)]
+
+
 def test_a_long_migration_is_not_silent(ready: Deployment) -> None:
     ready.migration("002_long.sql", "CREATE TABLE two (id int);\nSELECT pg_sleep(7);\nDROP TABLE two;\n")
     run = ready.play("migrate.yml")

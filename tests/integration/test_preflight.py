@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _preflight
+from ansible_collections.settler.runbook.plugins.module_utils import _backup_folder, _preflight, _space
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._preflight import Wanted, preflight
 from psycopg import sql
@@ -127,11 +127,14 @@ def test_long_transaction_is_a_warning(new_database, connect, roles, look, monke
     assert f"pid {session.info.backend_pid} (settler_app)" in row.detail
 
 
-def test_full_disk_and_closed_folder_fail(new_database, look, monkeypatch):
+def test_full_disk_and_closed_or_shared_folder_fail(new_database, look, monkeypatch, tmp_path):
     database = new_database()
-    monkeypatch.setattr(_preflight.shutil, "disk_usage", lambda _path: SimpleNamespace(free=1))
+    tmp_path.chmod(0o777)
+    assert "can be written by others" in look(database)[0][0].detail
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(_space.shutil, "disk_usage", lambda _path: SimpleNamespace(free=1))
     assert "0 MB free" in look(database)[0][0].detail
-    monkeypatch.setattr(_preflight.os, "access", lambda *_arguments: False)
+    monkeypatch.setattr(_backup_folder.os, "access", lambda *_arguments: False)
     assert "is not writable" in look(database)[0][0].detail
 
 

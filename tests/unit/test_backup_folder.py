@@ -32,7 +32,7 @@ def test_folder_that_others_can_write_to_is_refused(tmp_path, mode):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(mode)
     error = refused(check_private, tmp_path / "open")
-    assert f"{tmp_path}/open: can be written by others (mode {mode:04o}); nothing was written" in error.message
+    assert f"{tmp_path}/open: it can be written by others (mode {mode:04o}); nothing was written" in error.message
     assert "runbook_backup_directory" in error.hint
 
 
@@ -88,6 +88,11 @@ def test_folder_of_another_user_and_a_file_are_refused(tmp_path, monkeypatch):
         lambda path: real((0o40755, 0, 0, 1, 4242 if path == tmp_path else 0, 0, 0, 0, 0, 0)),
     )
     assert "belongs to another user (uid 4242)" in refused(check_private, tmp_path / "below").message
+
+
+def test_folder_that_cannot_be_written_is_told_by_its_last_part_that_exists(tmp_path, monkeypatch):
+    monkeypatch.setattr(_backup_folder.os, "access", lambda path, _how: path != tmp_path)
+    assert f"{tmp_path} on its path is not writable" in refused(check_private, tmp_path / "a" / "b").message
 
 
 def test_lock_is_held_by_one_at_a_time(tmp_path):

@@ -66,8 +66,8 @@ def keep_one(directory, **changes):
 
 
 def test_first_backup_is_expected_to_be_as_large_as_the_database(directory):
-    _space.check_space(directory / "not-yet", "settler", "test", "zstd:1", 100 * 2**20)
-    error = refused(_space.check_space, directory, "settler", "test", "zstd:1", 100 * 2**20 + 1)
+    _space.check_space(directory / "not-yet", "settler", 100 * 2**20, environment="test", compression="zstd:1")
+    error = refused(_space.check_space, directory, "settler", 100 * 2**20 + 1, environment="test", compression="zstd:1")
     assert (
         "100 MB free, the backup may need 101 MB (the database has 100 MB, and there is no backup yet" in error.message
     )
@@ -76,8 +76,8 @@ def test_first_backup_is_expected_to_be_as_large_as_the_database(directory):
 
 def test_later_ones_are_expected_as_the_last_one_was_and_a_quarter_more(directory):
     keep_one(directory)
-    _space.check_space(directory, "settler", "test", "zstd:1", 266 * 2**20)
-    error = refused(_space.check_space, directory, "settler", "test", "zstd:1", 268 * 2**20)
+    _space.check_space(directory, "settler", 266 * 2**20, environment="test", compression="zstd:1")
+    error = refused(_space.check_space, directory, "settler", 268 * 2**20, environment="test", compression="zstd:1")
     assert "may need 101 MB (the database has 268 MB, as run r1 lets expect)" in error.message
 
 
@@ -86,4 +86,9 @@ def test_later_ones_are_expected_as_the_last_one_was_and_a_quarter_more(director
 )
 def test_nothing_is_learned_from_another_environment_compression_or_a_damaged_one(directory, changes):
     keep_one(directory, **changes)
-    assert "no backup yet" in refused(_space.check_space, directory, "settler", "test", "zstd:1", 268 * 2**20).message
+    assert (
+        "no backup yet"
+        in refused(
+            _space.check_space, directory, "settler", 268 * 2**20, environment="test", compression="zstd:1"
+        ).message
+    )

@@ -139,7 +139,7 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
         if may_become(connection, options.role):
             set_role(connection, options.role)
             check_sight(connection)
-            check_space(options.directory, params["login_db"], options.environment, compression, _size(connection))
+            _check_space(params, options, compression, _size(connection))
             rows = row_counts(connection)
     return {
         "path": "",
@@ -150,6 +150,10 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
         "duration_s": round(time.monotonic() - started, 2),
         "pruned": [],
     }
+
+
+def _check_space(params: t.Mapping[str, t.Any], options: Options, compression: str, size: int) -> None:
+    check_space(options.directory, params["login_db"], size, environment=options.environment, compression=compression)
 
 
 def _size(connection: psycopg.Connection[t.Any]) -> int:
@@ -170,7 +174,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
         _wait_no_longer(connection, options)
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         facts = _facts(connection)
-        check_space(options.directory, params["login_db"], options.environment, compression, facts["size"])
+        _check_space(params, options, compression, facts["size"])
         command: list[str | Path] = [
             programs / "pg_dump",
             *client_arguments(params),

@@ -25,7 +25,7 @@ _PATIENCE_S = 5.0  # for processes that were killed to be gone
 
 
 def check_private(folder: Path) -> None:
-    """Refuse a folder into which, or into whose place, somebody else could put something.
+    """Refuse a folder into which, or into whose place, somebody else could put something, or into which we cannot.
 
     A part of the path that does not exist ends the look: it will be made for its owner only. A folder such as C(/tmp),
     where everybody writes and each may move only what is his own, may lie on the way, but holds no backups itself.
@@ -34,19 +34,25 @@ def check_private(folder: Path) -> None:
         RunbookError: names the part of the path, and what is wrong with it.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow the links that are looked for
+    there = folder
     for part in (*reversed(folder.parents), folder):
         try:
             status = part.lstat()
         except FileNotFoundError:
-            return
-        problem = _problem(part, status, is_last=part == folder)
-        if problem:
-            where = f"{folder}: " if part == folder else f"{folder}: {part} on its path "
-            raise RunbookError(
-                f"no backup is kept in {where}{problem}; nothing was written",
-                hint="Set runbook_backup_directory to a folder, without symbolic links on its path, that only the "
-                "runbook's user and root can write to.",
-            )
+            break
+        there = part
+        _refuse(folder, part, _problem(part, status, is_last=part == folder))
+    _refuse(folder, there, "" if os.access(there, os.W_OK | os.X_OK) else "is not writable")
+
+
+def _refuse(folder: Path, part: Path, problem: str) -> None:
+    if problem:
+        where = f"{folder}: it" if part == folder else f"{folder}: {part} on its path"
+        raise RunbookError(
+            f"no backup is kept in {where} {problem}; nothing was written",
+            hint="Set runbook_backup_directory to a folder, without symbolic links on its path, that only the "
+            "runbook's user and root can write to.",
+        )
 
 
 def _problem(part: Path, status: os.stat_result, *, is_last: bool) -> str:

@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.settler.runbook.plugins.module_utils._backup_folder import check_private
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     MAINTENANCE_DB,
     connect,
@@ -20,6 +19,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._database import blind_tables
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs
+from ansible_collections.settler.runbook.plugins.module_utils._space import check_space
 
 if t.TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,9 @@ SUPPORTED = range(14, 19)
 
 _SERVER = """
 SELECT current_setting('server_version_num')::int / 10000, current_setting('server_version'), pg_is_in_recovery(),
-    (SELECT rolsuper OR rolcreatedb FROM pg_catalog.pg_roles WHERE rolname = current_user)
+    (SELECT rolsuper OR rolcreatedb FROM pg_catalog.pg_roles WHERE rolname = current_user),
+    (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+    to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDD"t"HH24MISSUS')
 """
 
 _ROLES = """
@@ -91,18 +93,20 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
     """Make all checks; one that fails does not keep the next from being made.
 
     Returns:
-        the rows, and facts: C(server_version), C(server_major), C(exists), C(size_bytes).
+        the rows, and facts: C(server_version), C(server_major), C(exists), C(size_bytes), C(identity).
     """
     database = connect_if_exists(params, application="runbook:preflight")
     rows = [_exists(params["login_db"], database is not None, wanted)]
     connection = database or connect(params, dbname=MAINTENANCE_DB, application="runbook:preflight")
     with connection:
-        major, version, standby, may_create = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
+        major, version, standby, may_create, system, started = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
         facts = {
             "server_version": version,
             "server_major": major,
             "exists": database is not None,
             "size_bytes": 0,
+            # a copy of the server that was promoted has the same identifier, and was started at another moment
+            "identity": f"{system}/{started}/{params['login_db']}",
         }
         rows += _server(major, version, standby)
         rows += _extensions(connection, wanted)
@@ -122,7 +126,7 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
             if wanted.owner and not any(row.status == "failed" for row in rows):
                 rows += _objects(connection, wanted.owner)
     if wanted.backup_directory is not None:
-        rows += _backup(wanted, major, facts["size_bytes"])
+        rows += _backup(wanted, params["login_db"], major, facts["size_bytes"])
     return rows, facts
 
 
@@ -230,8 +234,8 @@ def _sessions(connection: psycopg.Connection[t.Any]) -> list[Row]:
     return rows
 
 
-def _backup(wanted: Wanted, server_major: int, size: int) -> list[Row]:
-    """Check that client programs fit, that the folder is writable and the disk large enough."""
+def _backup(wanted: Wanted, database: str, server_major: int, size: int) -> list[Row]:
+    """Check that client programs fit, that the folder is private and writable and the disk large enough."""
     assert wanted.backup_directory is not None
     rows = []
     try:
@@ -239,13 +243,11 @@ def _backup(wanted: Wanted, server_major: int, size: int) -> list[Row]:
         rows.append(Row("client programs", "ok", f"{major} in {folder}"))
     except RunbookError as error:
         rows.append(Row("client programs", "failed", error.message, error.hint))
-    place = next(path for path in (wanted.backup_directory, *wanted.backup_directory.parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    if not os.access(place, os.W_OK | os.X_OK):
-        rows.append(Row("backup folder", "failed", f"{place} is not writable", "Set runbook_backup_directory."))
-    elif free < size:
-        detail = f"{free // 2**20} MB free at {place}, the database has {size // 2**20} MB"
-        rows.append(Row("backup folder", "failed", detail, "Free space, or set runbook_backup_directory."))
+    try:
+        check_private(wanted.backup_directory)
+        free = check_space(wanted.backup_directory, database, size)
+    except RunbookError as error:
+        rows.append(Row("backup folder", "failed", error.message, error.hint))
     else:
         rows.append(Row("backup folder", "ok", f"{wanted.backup_directory}, {free // 2**20} MB free"))
     return rows

@@ -22,11 +22,23 @@ _GROWTH = 1.25
 MORE_SPACE = "Free space, or set runbook_backup_directory to a larger disk."
 
 
-def check_space(directory: Path, database: str, environment: str, compression: str, size: int) -> None:
-    """Refuse to start where the dump might not fit.
+def check_space(
+    directory: Path, database: str, size: int, *, environment: str | None = None, compression: str | None = None
+) -> int:
+    """Refuse to start where the backup might not fit; return the bytes that are free.
 
-    It is expected to be as much smaller than the database as the last one with this compression was; the first one, to
-    be as large as the database.
+    It is expected to be as much smaller than the database as the last one was; the first one, to be as large as the
+    database.
+
+    Args:
+        directory: of all backups.
+        database: its name.
+        size: of the database in bytes.
+        environment: only a backup of this one tells the ratio; None for any.
+        compression: only a backup with this one tells the ratio; None for any.
+
+    Raises:
+        RunbookError: there is not enough room.
     """
     home = _manifest.home_of(directory, database)
     there = next(folder for folder in (home, *home.parents) if folder.is_dir())
@@ -34,7 +46,9 @@ def check_space(directory: Path, database: str, environment: str, compression: s
         (
             row
             for row in _manifest.list_backups(directory, database)
-            if not row["error"] and (row["environment"], row["compression"]) == (environment, compression)
+            if not row["error"]
+            and environment in (None, row["environment"])
+            and compression in (None, row["compression"])
         ),
         None,
     )
@@ -47,6 +61,7 @@ def check_space(directory: Path, database: str, environment: str, compression: s
             f"(the database has {size // 2**20} MB{why}); nothing was written",
             hint=MORE_SPACE,
         )
+    return free
 
 
 def is_of_space(error: BaseException) -> bool:
