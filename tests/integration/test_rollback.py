@@ -166,7 +166,7 @@ def test_snapshot_is_refused_while_somebody_is_connected_or_it_would_be_too_larg
 
 def test_space_on_the_servers_own_disk_is_looked_at_where_it_can_be_seen(call, cluster, database, monkeypatch):
     seen = call("snapshot", database, check=True)
-    assert "cannot be seen" in seen["space"]
+    assert "disk not seen" in seen["space"]
     as_superuser = login(cluster, database)
     assert "MB free on the server" in call("snapshot", database, check=True, **as_superuser)["space"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(2, 1, 1))

@@ -148,6 +148,19 @@ def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mappin
     connection.execute(sql.SQL(" ").join(parts))
 
 
+def prepare_for_dump(connection: psycopg.Connection[t.Any], client_major: int) -> None:
+    """Have a new database before 15 be what a dump by pg_dump 15 or newer takes for granted.
+
+    Since 15 nobody but its owner may create in the schema public, and such a pg_dump tells only what differs from that.
+
+    Args:
+        connection: a session in the new database, before the dump is restored.
+        client_major: version of the pg_dump.
+    """
+    if connection.info.server_version < 150000 <= client_major * 10000:
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+
+
 def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mapping[str, t.Any]) -> None:
     """Give a restored database the rights, settings and limit that its dump does not carry.
 

@@ -75,7 +75,7 @@ def restored(params: t.Mapping[str, t.Any], options: Options, *, check: bool = F
         if not check:
             drop_marked(connection, DRILLING, params["login_db"])
             restore_beside(params, connection, options, manifest, name, DRILLING)
-            apply_properties(connection, name, {**manifest["properties"], "grants": [], "default_grants": False})
+            apply_properties(connection, name, manifest["properties"])
         server = connection.info.parameter_status("server_version")
     return {
         "database": "" if check else name,

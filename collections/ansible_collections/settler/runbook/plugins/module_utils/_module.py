@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
-from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     connection_argument_spec,
     database_argument_spec,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import PSYCOPG_IMPORT_ERROR, psycopg
 
 if t.TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run_module(work: Work, argument_spec: dict[str, t.Any]) -> None:
 def _finish(module: AnsibleModule, work: Work) -> None:
     try:
         result = work(module)
-    except RunbookError as error:
+    except (RunbookError, Unparsed) as error:
         module.fail_json(**error.as_result())
     except psycopg.Error as error:
         module.fail_json(**from_postgres(error, f"database {module.params.get('login_db')}").as_result())
@@ -54,7 +54,8 @@ def teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], N
     if not path:
         return None
     try:
-        file = stack.enter_context(Path(path).open("a", encoding="utf-8", buffering=1))  # noqa: SIM115 - it does
-    except OSError:  # another user's folder: progress is a comfort, not a condition
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    except OSError:  # progress is a comfort, not a condition
         return None
+    file = stack.enter_context(os.fdopen(handle, "a", encoding="utf-8", buffering=1))
     return lambda line: print(line, file=file)

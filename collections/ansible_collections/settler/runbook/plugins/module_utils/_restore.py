@@ -22,7 +22,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     database_argument,
     set_role,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._database import create_as, row_counts
+from ansible_collections.settler.runbook.plugins.module_utils._database import create_as, prepare_for_dump, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Fingerprint,
@@ -136,6 +136,8 @@ def restore_beside(
         RunbookError: the restore failed, or does not match its manifest.
     """
     create(connection, name, manifest["properties"], mark(what, params["login_db"]) + how.run_id)
+    with connect(params, dbname=name, application=f"runbook:{how.run_id}:restore") as empty:
+        prepare_for_dump(empty, manifest["client_version"])
     _load(params, how, name, connection.info.server_version // 10000, manifest["client_version"])
     with _session(params, how, name) as restored:
         restored.execute("ANALYZE")

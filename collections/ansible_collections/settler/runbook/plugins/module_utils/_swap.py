@@ -183,7 +183,7 @@ def _empty(connection: psycopg.Connection[t.Any], database: str, but: t.Sequence
                 f"sessions of {database} do not leave: {told}; the database is as it was",
                 hint="End them as a superuser, then run again.",
             )
-        for pid, user, kind in left:
+        for pid, user, _kind in left:
             try:
                 if user is not None:  # autovacuum ends by itself, or is ended by the rename
                     connection.execute("SELECT pg_terminate_backend(%s)", [pid])
