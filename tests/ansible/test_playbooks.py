@@ -194,6 +194,7 @@ def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
         "maintenance",
         "migrate",
         "repair",
+        "restore_drill",
         "rollback",
         "status",
         "verify",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _backup, _restore
+from ansible_collections.settler.runbook.plugins.module_utils import _backup, _rollback
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._database import properties, row_counts
@@ -102,7 +102,7 @@ def restoring(cluster, tmp_path):
     """Return the options of a restore."""
 
     def options(dbname, run_id="b1", **changes):
-        made = _restore.Options(
+        made = _rollback.Options(
             source=tmp_path / "backups" / dbname / run_id, run_id="x1", environment="test", role="settler_owner",
             ledger_schema="runbook", client_bin=cluster.state.bin, jobs=1, confirm=dbname, accept_data_loss=False,
         )  # fmt: skip
@@ -113,7 +113,13 @@ def restoring(cluster, tmp_path):
 
 @pytest.fixture
 def restore(params, restoring):
-    return lambda dbname, run_id="b1", **changes: _restore.restore(params(dbname), restoring(dbname, run_id, **changes))
+    return lambda dbname, run_id="b1", **changes: _take_back(params(dbname), restoring(dbname, run_id, **changes))
+
+
+def _take_back(params, options):
+    way = _rollback.choose(params, options)
+    result = _rollback.roll_back(params, options, way)
+    return {**result, "rows": way.manifest["rows"], "difference": way.difference or {}, "way": _rollback.describe(way)}
 
 
 def refused(call, *arguments, **options):
@@ -374,7 +380,7 @@ def test_settings_that_only_a_superuser_may_give_come_back_with_one(
         server.execute(sql.SQL(command).format(name))
     before = state_of(params, database)[0]
     back_up(database)
-    _restore.restore(login(cluster, database), restoring(database))
+    _take_back(login(cluster, database), restoring(database))
     assert state_of(params, database)[0] == before
 
 
@@ -442,9 +448,14 @@ def test_backup_of_another_database_or_environment_is_refused(
     back_up(database)
     other, before = new_database(), databases(server)
     wrong = replace(restoring(database), confirm=other)
-    assert f"a backup of database {database}, not of {other}" in refused(_restore.restore, params(other), wrong).message
-    wrong = restoring(database, environment="prod")
-    assert "environment test, not of prod" in refused(_restore.restore, params(database), wrong).message
+    assert f"a backup of database {database}, not of {other}" in refused(_take_back, params(other), wrong).message
+    wrong = restoring(database, environment="staging")
+    assert "environment test, not of staging" in refused(_take_back, params(database), wrong).message
+    for named in ("", "b1"):  # production's data is never replaced by another environment's
+        wrong = restoring(database, environment="prod", allow_foreign=named)
+        error = refused(_take_back, params(database), wrong)
+        assert "no other environment's data ever replaces that of prod" in error.message
+        assert error.hint == ""
     assert databases(server) | {other} == before | {other}
 
 
@@ -467,8 +478,8 @@ def test_any_damage_of_any_file_is_refused_before_anything_is_touched(
     database, back_up, restoring, params, tmp_path, server, monkeypatch
 ):
     whole = Path(back_up(database)["path"])
-    monkeypatch.setattr(_restore, "connect", lambda *_a, **_k: pytest.fail("connected"))
-    monkeypatch.setattr(_restore, "connect_if_exists", lambda *_a, **_k: pytest.fail("connected"))
+    monkeypatch.setattr(_rollback, "connect", lambda *_a, **_k: pytest.fail("connected"))
+    monkeypatch.setattr(_rollback, "connect_if_exists", lambda *_a, **_k: pytest.fail("connected"))
     kinds = [
         "manifest.json",
         "catalogue.json",
@@ -483,7 +494,7 @@ def test_any_damage_of_any_file_is_refused_before_anything_is_touched(
             do(damaged / kind)
             if (kind, damage) == ("manifest.json", "truncated"):
                 (damaged / kind).write_text((whole / kind).read_text(encoding="utf-8").rstrip()[:-1], encoding="utf-8")
-            error = refused(_restore.restore, params(database), restoring(database, source=damaged))
+            error = refused(_take_back, params(database), restoring(database, source=damaged))
             named = f"{kind}.extra" if damage == "one file too many" else Path(kind).name
             assert named in error.message, (kind, damage, error.message)
             shutil.rmtree(damaged)
@@ -599,6 +610,7 @@ def test_databases_may_have_any_name(database, back_up, restore, params, server,
 def test_check_touches_nothing(database, back_up, restoring, params, server):
     back_up(database)
     before = databases(server), state_of(params, database)
-    checked = _restore.check(params(database), restoring(database))
-    assert checked["difference"] == {}
+    way = _rollback.choose(params(database), restoring(database))
+    _rollback.weigh(params(database), restoring(database), way)
+    assert way.difference == {}
     assert (databases(server), state_of(params, database)) == before

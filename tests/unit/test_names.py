@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils._restore import names_for
+from ansible_collections.settler.runbook.plugins.module_utils._swap import names_for
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Runs the module migrate and shows its progress while it works: a module can only speak at its end."""
+"""Runs a module and shows its progress while it works: a module can only speak at its end."""
 
 from __future__ import annotations
 

@@ -39,6 +39,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import (
     referenced_roles,
     row_counts,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import (
+    UNENCRYPTED,
+    Encryption,
+    encrypt,
+    remove_plain,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Limits,
@@ -87,6 +93,7 @@ class Options:
     lock_timeout: float
     keep: int
     keep_days: float = 0
+    encryption: Encryption = UNENCRYPTED
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -104,6 +111,7 @@ def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
         remove_leftovers(home, lock)
         if final.exists():
             return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
+        remove_plain(home)
         partial = home / f".{options.run_id}.partial"
         try:
             with half_made(partial, lock) as place:
@@ -203,6 +211,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
     catalogue = content.pop("catalogue")
     _write_file(folder / "catalogue.json", json.dumps(catalogue, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     _write_file(folder / _manifest.KEYS, keys_file(data))
+    content = encrypt(folder, content, options.encryption, options.jobs)
     files = _settle(folder)
     manifest = {
         "format": _manifest.FORMAT,

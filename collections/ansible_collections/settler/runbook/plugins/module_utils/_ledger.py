@@ -76,7 +76,7 @@ CREATE TABLE IF NOT EXISTS {schema}.events (
 );
 ALTER TABLE {schema}.events DROP CONSTRAINT IF EXISTS events_event_check;
 ALTER TABLE {schema}.events ADD CONSTRAINT events_event_check CHECK (event IN (
-    'applied', 'failed', 'repaired', 'baselined', 'adopted', 'rolled_back', 'blocker_ended', 'verified'));
+    'applied', 'failed', 'repaired', 'baselined', 'adopted', 'rolled_back', 'blocker_ended', 'verified', 'proven'));
 COMMENT ON TABLE {schema}.events IS 'What happened, in order; never deleted from';
 """
 
@@ -129,7 +129,7 @@ class Ledger:
 
     def is_current(self) -> bool:
         """Tell whether the ledger has all that this version writes; an older one is completed by M(create)."""
-        return self._has("journal", "file") and self._has("migrations", "backend_pid") and self._knows("verified")
+        return self._has("journal", "file") and self._has("migrations", "backend_pid") and self._knows("proven")
 
     def _has(self, table: str, column: str) -> bool:
         row = self.connection.execute(

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
@@ -16,6 +17,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import PSYCOPG_IMPORT_ERROR, psycopg
 
+if t.TYPE_CHECKING:
+    import contextlib
+
 Work = t.Callable[[AnsibleModule], dict[str, t.Any]]
 
 
@@ -25,12 +29,33 @@ def run_postgres_module(work: Work, argument_spec: dict[str, t.Any], **options: 
     module = AnsibleModule(argument_spec=specification, supports_check_mode=True, **options)
     if PSYCOPG_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("psycopg"), exception=PSYCOPG_IMPORT_ERROR)
+    _finish(module, work)
+
+
+def run_module(work: Work, argument_spec: dict[str, t.Any]) -> None:
+    """Run a module that connects to no database, likewise."""
+    _finish(AnsibleModule(argument_spec=argument_spec, supports_check_mode=True), work)
+
+
+def _finish(module: AnsibleModule, work: Work) -> None:
     try:
         result = work(module)
     except (RunbookError, Unparsed) as error:
         module.fail_json(**error.as_result())
     except psycopg.Error as error:
-        module.fail_json(**from_postgres(error, f"database {module.params['login_db']}").as_result())
+        module.fail_json(**from_postgres(error, f"database {module.params.get('login_db')}").as_result())
     except OSError as error:
         module.fail_json(msg=f"{error.filename or module.tmpdir}: {error.strerror or error}")
     module.exit_json(**result)
+
+
+def teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], None] | None:
+    """Return what appends a line to the progress file, or None where there is none to write."""
+    if not path:
+        return None
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    except OSError:  # progress is a comfort, not a condition
+        return None
+    file = stack.enter_context(os.fdopen(handle, "a", encoding="utf-8", buffering=1))
+    return lambda line: print(line, file=file)

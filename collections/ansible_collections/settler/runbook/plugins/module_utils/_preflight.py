@@ -17,6 +17,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     set_role,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import blind_tables
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import UNENCRYPTED, Encryption, prove
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs
 from ansible_collections.settler.runbook.plugins.module_utils._space import check_space
@@ -87,6 +88,9 @@ class Wanted:
     backup_directory: Path | None = None
     client_bin: str | None = None
     database_required: bool = True
+    encryption: Encryption = UNENCRYPTED
+    identity: Path | None = None
+    must_open: bool = False
 
 
 def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row], dict[str, t.Any]]:
@@ -127,6 +131,7 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
                 rows += _objects(connection, wanted.owner)
     if wanted.backup_directory is not None:
         rows += _backup(wanted, params["login_db"], major, facts["size_bytes"])
+        rows += _encryption(wanted)
     return rows, facts
 
 
@@ -232,6 +237,16 @@ def _sessions(connection: psycopg.Connection[t.Any]) -> list[Row]:
         for pid, name, state in connection.execute(_EARLIER).fetchall()
     ]
     return rows
+
+
+def _encryption(wanted: Wanted) -> list[Row]:
+    """Check that a backup can be encrypted, and read again where the run may have to."""
+    if wanted.encryption.method == "none":
+        return []
+    try:
+        return [Row("encryption", "ok", prove(wanted.encryption, wanted.identity, must_open=wanted.must_open))]
+    except RunbookError as error:
+        return [Row("encryption", "failed", error.message, error.hint)]
 
 
 def _backup(wanted: Wanted, database: str, server_major: int, size: int) -> list[Row]:

@@ -46,11 +46,11 @@ def prune(directory: Path, made: t.Mapping[str, t.Any], *, keep: int, keep_days:
     Like it are those of its database, environment and server, whole, under their own name and with nothing beside them
     that a backup does not have. All others are not ours to remove.
     """
-    like = ("database", "environment", "system_identifier")
+    like = ("database", "environment", "system_identifier", "method")
     ours = [
         row
         for row in _manifest.list_backups(directory, made["database"])
-        if not row["error"] and all(row[key] == made[key] for key in like) and _is_plain(Path(row["path"]), row)
+        if not row["error"] and all(row.get(key) == made.get(key) for key in like) and _is_plain(Path(row["path"]), row)
     ]
     gone = [row["path"] for row in superfluous(ours, keep=keep, keep_days=keep_days, now=dt.datetime.now(dt.UTC))]
     for path in gone:

@@ -70,6 +70,20 @@ options:
     description: Backups that are younger than so many days stay; V(0) is no rule.
     type: float
     default: 0.0
+  encryption:
+    description:
+      - How to encrypt all of the backup but its manifest, with the program C(age) or C(gpg).
+      - A backup that could not be encrypted does not appear; nothing plain ever has its name.
+    type: str
+    choices: [none, age, gpg]
+    default: none
+  recipients:
+    description:
+      - Public keys of those who can read the backup - for C(age) C(age1…) or C(ssh-ed25519 …), for C(gpg) the text of
+        C(gpg --armor --export) - or absolute paths of files with such keys.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -132,6 +146,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._backup import Options, backup, rehearse
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import METHODS, Encryption
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import home_of
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 
@@ -154,6 +169,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         lock_timeout=params["lock_timeout"],
         keep=params["keep"],
         keep_days=params["keep_days"],
+        encryption=Encryption(params["encryption"], tuple(params["recipients"])),
     )
     path = home_of(options.directory, params["login_db"]) / options.run_id
     changed = not path.exists()
@@ -187,6 +203,8 @@ def main() -> None:
             "lock_timeout": {"type": "float", "default": 10.0},
             "keep": {"type": "int", "default": 7},
             "keep_days": {"type": "float", "default": 0.0},
+            "encryption": {"type": "str", "default": "none", "choices": list(METHODS)},
+            "recipients": {"type": "list", "elements": "str", "default": []},
         },
     )
 

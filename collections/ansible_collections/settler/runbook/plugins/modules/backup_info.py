@@ -96,6 +96,18 @@ backups:
       description: What the last restore drill has seen, with C(at) and C(minutes); null if it is not proven.
       type: dict
       returned: always
+    method:
+      description: V(dump), or V(pgbackrest) for one that M(settler.runbook.restore) cannot restore.
+      type: str
+      returned: when whole
+    encryption:
+      description: V(none), V(age) or V(gpg).
+      type: str
+      returned: when whole
+    label:
+      description: Label of pgBackRest's backup.
+      type: str
+      returned: when made by pgBackRest
     error:
       description: What is damaged; empty if nothing is.
       type: str
@@ -107,6 +119,7 @@ import typing as t
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import method_of
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import list_backups
 
 FACTS = (
@@ -119,6 +132,9 @@ FACTS = (
     "rows",
     "bytes",
     "compression",
+    "method",
+    "label",
+    "encryption",
     "proof",
     "error",
 )
@@ -127,7 +143,8 @@ FACTS = (
 def told(row: dict[str, t.Any], now: dt.datetime) -> dict[str, t.Any]:
     """Return what is said of a backup."""
     if row["finished_at"]:
-        row = {**row, "age_s": round((now - dt.datetime.fromisoformat(row["finished_at"])).total_seconds(), 1)}
+        age = round((now - dt.datetime.fromisoformat(row["finished_at"])).total_seconds(), 1)
+        row = {"method": "dump", **row, "age_s": age, "encryption": method_of(row)}
     return {key: row[key] for key in FACTS if key in row}
 
 

@@ -394,13 +394,12 @@ hint:
 import contextlib
 import dataclasses
 import functools
-import os
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module, teller
 from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan, refuse_unexpected
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
 
@@ -503,7 +502,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     options = options_of(params)
     files = read_migrations(params["directory"], params["optional"])
     with contextlib.ExitStack() as stack:
-        say = _teller(stack, params["progress_file"])
+        say = teller(stack, params["progress_file"])
         if params["databases"]:
             return _fleet(module, files, options, say)
         return _database(module, params["login_db"], files, options, say, _parser(params["scripts_file"]))
@@ -658,18 +657,6 @@ def _history(connection: psycopg.Connection[t.Any], module: AnsibleModule) -> di
             "Flyway and dbmate, and migrate_baseline stands for all others"
         )
     return {"foreign_ledgers": found, "shape": shape_of(connection, module.params["shapes"])}
-
-
-def _teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], None] | None:
-    """Return what appends a line to the progress file, or None where there is none to write."""
-    if not path:
-        return None
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-    except OSError:  # progress is a comfort, not a condition
-        return None
-    file = stack.enter_context(os.fdopen(handle, "a", encoding="utf-8", buffering=1))
-    return lambda line: print(line, file=file)
 
 
 def _told(outcome: Outcome) -> dict[str, t.Any]:

@@ -39,6 +39,23 @@ options:
     description: Whether the database must exist already.
     type: bool
     default: true
+  encryption:
+    description: How backups are encrypted. That it can be done is tried with a word.
+    type: str
+    choices: [none, age, gpg]
+    default: none
+  recipients:
+    description: Public keys that backups are encrypted for.
+    type: list
+    elements: str
+    default: []
+  identity:
+    description: File of the private key that a rollback of this run would decrypt its own backup with.
+    type: path
+  must_open:
+    description: Whether the run may have to restore its own backup, so that encryption without O(identity) is refused.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -111,6 +128,7 @@ import dataclasses
 import typing as t
 from pathlib import Path
 
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import METHODS, Encryption
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._preflight import Wanted, preflight
@@ -130,6 +148,9 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         backup_directory=Path(directory) if directory else None,
         client_bin=params["client_bin"],
         database_required=params["database_required"],
+        encryption=Encryption(params["encryption"], tuple(params["recipients"])),
+        identity=Path(params["identity"]) if params["identity"] else None,
+        must_open=params["must_open"],
     )
     rows, facts = preflight(params, wanted)
     for row in rows:
@@ -158,6 +179,10 @@ def main() -> None:
             "backup_directory": {"type": "path"},
             "client_bin": {"type": "path"},
             "database_required": {"type": "bool", "default": True},
+            "encryption": {"type": "str", "default": "none", "choices": list(METHODS)},
+            "recipients": {"type": "list", "elements": "str", "default": []},
+            "identity": {"type": "path"},
+            "must_open": {"type": "bool", "default": False},
         },
     )
 

@@ -9,37 +9,63 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: restore
-short_description: Restore a backup beside a database, prove it, and swap the two
+short_description: Take a database back, by its snapshot or by a backup, and keep what it was
 version_added: 0.1.0
 description:
-  - Checks every file of the backup against its manifest, restores into a new database, compares row counts and
-    catalogue
-    with the manifest, gives it owner, grants and settings of the original, and swaps the two by rename.
+  - Finds the way back, says which it is, how long it takes and what was written since, and goes it if it is confirmed.
+  - A snapshot of M(settler.runbook.snapshot) is swapped in. A backup is compared with its manifest file by file,
+    restored into a new database, and compared with the manifest again - row counts, content and catalogue. Then it is
+    given owner, grants and settings of the original, and the two are swapped by rename.
   - The database that was there is kept under a name with the run's id. Nothing is dropped but what an earlier, killed
     restore has left half made.
-  - Refuses without O(confirm), and where rows would be lost without O(accept_data_loss).
+  - Refuses without O(confirm), and where rows would be lost without O(accept_data_loss). Rows that are lost are written
+    into O(lost_directory) before.
   - The connecting role needs CREATEDB, and membership in the owner and in the roles whose sessions it must end.
 options:
+  method:
+    description:
+      - How to go back. With V(auto) a run's snapshot, if there is one, else a backup.
+      - Of a pgBackRest backup only the command is returned. It takes back the whole server, so an operator runs it.
+    type: str
+    choices: [auto, snapshot, dump]
+    default: auto
   src:
-    description: Folder of the backup, as RV(settler.runbook.backup#module:path).
+    description: Folder of the backup, as RV(settler.runbook.backup#module:path). Without it the newest whole one of
+      O(directory) and O(environment).
     type: path
-    required: true
+  directory:
+    description: Folder of all backups, where the newest is looked for.
+    type: path
   run_id:
     description: Name of this run.
     type: str
     required: true
+  only_run:
+    description: Do nothing unless this run has committed something. For a rollback inside the run's own window, where
+      nobody else could write - nothing is exported then.
+    type: str
+    default: ''
   environment:
     description: Name of the environment. A backup of another one is refused.
     type: str
     required: true
+  allow_foreign:
+    description:
+      - Run id of a backup of another server, database or environment that is restored all the same.
+      - Production, an O(environment) that begins with C(prod) or C(live), never takes another environment's data.
+    type: str
+    default: ''
   confirm:
     description: Name of the database that is to be replaced.
     type: str
     default: ''
   accept_data_loss:
-    description: Go on although tables have other row counts than in the backup.
+    description: Go on although the database was written to since.
     type: bool
     default: false
+  lost_directory:
+    description: Folder for the rows that are lost, a CSV file a table. Without it they are only counted.
+    type: path
   set_role:
     description: Role to restore as, usually the owner of the tables.
     type: str
@@ -54,6 +80,16 @@ options:
     description: Parallel connections of C(pg_restore).
     type: int
     default: 2
+  identity:
+    description:
+      - File of the private key, with mode 0600, for a backup that is encrypted. Without a passphrase.
+      - The backup is decrypted into a private folder, which is removed in every case. Check mode does so, too.
+    type: path
+  progress_file:
+    description:
+      - File to which lines of progress are appended.
+      - Given by the action plugin of this name, which shows them while the module works, where both share their files.
+    type: path
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -64,6 +100,7 @@ attributes:
     support: none
 seealso:
   - module: settler.runbook.backup
+  - module: settler.runbook.snapshot
 author:
   - The Settler database team (@settler)
 """
@@ -83,17 +120,57 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+method:
+  description: How it went back, or would - V(none) where there was nothing to take back.
+  returned: always
+  type: str
+  sample: dump
+way:
+  description: What that is, how long it takes, and what was written since, in lines.
+  returned: always
+  type: str
+minutes:
+  description: How long it takes, measured by a restore drill or estimated.
+  returned: unless RV(method) is V(none)
+  type: float
 failed_database:
   description: Name under which the replaced database is kept; empty if there was none.
   returned: always
   type: str
   sample: settler_failed_20261123t031500_4f2a
 difference:
-  description: Rows now minus rows in the backup, for tables where they differ.
+  description: By table, for a backup rows now minus rows in it, for a snapshot the number of new and changed rows.
   returned: always
   type: dict
+changed_tables:
+  description: Tables with as many rows as in the backup and other values.
+  returned: always
+  type: list
+  elements: str
+lost:
+  description: The rows that were lost, exactly.
+  returned: when restored
+  type: list
+  elements: dict
+  contains:
+    table:
+      description: The table.
+      type: str
+      returned: always
+    rows:
+      description: How many of its rows were new or changed.
+      type: int
+      returned: always
+    keyed:
+      description: Whether it has a primary key. Rows are compared as wholes in any case.
+      type: bool
+      returned: always
+    file:
+      description: CSV file with these rows; empty without O(lost_directory).
+      type: str
+      returned: always
 rows:
-  description: Rows that were restored.
+  description: Rows that were restored; 0 of a snapshot, which is not counted.
   returned: always
   type: int
 tables:
@@ -104,56 +181,107 @@ snapshot_time:
   description: The moment that the database is back at (UTC).
   returned: always
   type: str
+verified:
+  description: Whether the catalogue was compared with a backup's again, under the real name. Not where a snapshot has
+    no backup of its run beside it.
+  returned: when restored
+  type: bool
 duration_s:
   description: How long it took, in seconds.
   returned: when restored
   type: float
 restored_s:
-  description: How long until the restored database was proven, before the swap.
+  description: How long until the new database was proven, before the swap.
+  returned: when restored
+  type: float
+swap_s:
+  description: How long nobody could connect, in seconds.
   returned: when restored
   type: float
 """
 
+import contextlib
 import typing as t
 from pathlib import Path
 
-from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
-from ansible_collections.settler.runbook.plugins.module_utils._restore import Options, check, restore
+from ansible_collections.settler.runbook.plugins.module_utils._encryption import opened
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_manifest
+from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module, teller
+from ansible_collections.settler.runbook.plugins.module_utils._rollback import (
+    Options,
+    choose,
+    describe,
+    roll_back,
+    weigh,
+)
+from ansible_collections.settler.runbook.plugins.module_utils._swap import names_for
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
-    """Restore, or in check mode look whether it may be done and what it would lose."""
+    """Go back, or in check mode look whether it may be done and what it would lose."""
     params = module.params
+    identity = Path(params["identity"]) if params["identity"] else None
     options = Options(
-        source=Path(params["src"]),
+        source=Path(params["src"]) if params["src"] else None,
         run_id=params["run_id"],
         environment=params["environment"],
         role=params["set_role"],
         ledger_schema=params["ledger_schema"],
         client_bin=params["client_bin"],
         jobs=max(1, params["jobs"]),
-        # check mode only shows, so it needs no confirmation
-        confirm=params["login_db"] if module.check_mode else params["confirm"],
-        accept_data_loss=module.check_mode or params["accept_data_loss"],
+        confirm=params["confirm"],
+        accept_data_loss=params["accept_data_loss"],
+        directory=Path(params["directory"]) if params["directory"] else None,
+        method=params["method"],
+        only_run=params["only_run"],
+        allow_foreign=params["allow_foreign"],
+        lost_folder=Path(params["lost_directory"]) if params["lost_directory"] else None,
     )
-    if not module.check_mode:
-        return {"changed": True, **restore(params, options)}
-    checked = check(params, options)
-    manifest, names = checked["manifest"], checked["names"]
-    return {
-        "changed": True,
-        "failed_database": names.failed,
-        "difference": checked["difference"],
-        "rows": manifest["rows"],
-        "tables": len(manifest["tables"]),
-        "snapshot_time": manifest["snapshot_time"],
-        "diff": {
-            "before": f"{names.real}: as it is now\n",
-            "after": f"{names.real}: as of {manifest['snapshot_time']}\n{names.failed}: as it is now\n",
-        },
+    way = choose(params, options)
+    result: dict[str, t.Any] = {
+        "changed": way.method != "none",
+        "method": way.method,
+        "way": way.about,
+        "failed_database": "",
+        "difference": {},
+        "changed_tables": [],
+        "rows": way.manifest["rows"] if way.manifest else 0,
+        "tables": len(way.manifest["tables"]) if way.manifest else 0,
+        "snapshot_time": way.at,
+    }
+    if way.method == "none":
+        return result
+    if way.method == "pgbackrest":
+        raise RunbookError(
+            f"{params['login_db']} has a backup by pgBackRest, which takes back the whole server; nothing was touched\n"
+            f"  {way.about}",
+            hint="Stop the server, run that command on it, start it, then run playbooks/verify.yml.",
+            **result,
+        )
+    with contextlib.ExitStack() as stack:
+        if way.source:
+            way.source = stack.enter_context(opened(way.source, identity, options.jobs))
+            way.manifest = read_manifest(way.source)
+        if module.check_mode:  # only shows, so it needs no confirmation
+            weigh(params, options, way)
+            names = names_for(params["login_db"], options.run_id)
+            result["failed_database"] = names.failed if way.difference is not None else ""
+            result["diff"] = {
+                "before": f"{names.real}: as it is now\n",
+                "after": f"{names.real}: as of {way.at}\n{names.failed}: as it is now\n",
+            }
+        else:
+            say = teller(stack, params["progress_file"]) or (lambda _line: None)
+            result |= roll_back(params, options, way, say)
+    return result | {
+        "way": describe(way),
+        "minutes": way.minutes,
+        "difference": way.difference or {},
+        "changed_tables": way.changed or [],
     }
 
 
@@ -162,15 +290,22 @@ def main() -> None:
     run_postgres_module(
         work,
         {
-            "src": {"type": "path", "required": True},
+            "method": {"type": "str", "choices": ["auto", "snapshot", "dump"], "default": "auto"},
+            "src": {"type": "path"},
+            "directory": {"type": "path"},
             "run_id": {"type": "str", "required": True},
+            "only_run": {"type": "str", "default": ""},
             "environment": {"type": "str", "required": True},
+            "allow_foreign": {"type": "str", "default": ""},
             "confirm": {"type": "str", "default": ""},
             "accept_data_loss": {"type": "bool", "default": False},
+            "lost_directory": {"type": "path"},
             "set_role": {"type": "str"},
             "ledger_schema": {"type": "str", "default": "runbook"},
             "client_bin": {"type": "path"},
             "jobs": {"type": "int", "default": 2},
+            "identity": {"type": "path"},
+            "progress_file": {"type": "path"},
         },
     )
 

@@ -1,0 +1,206 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is kept of a failed run: a folder for its owner only, with what an investigation needs and no secrets."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, may_become, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe
+from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
+
+if t.TYPE_CHECKING:
+    import datetime as dt
+    from pathlib import Path
+
+#: Bytes of the server's log that are read from its end.
+_LOG_BYTES = 4 * 2**20
+
+_SESSIONS = """
+SELECT pid, usename AS role, datname AS database, application_name AS application, backend_type, state,
+    wait_event_type, wait_event, pg_blocking_pids(pid) AS blocked_by,
+    extract(epoch FROM clock_timestamp() - xact_start)::float AS transaction_s,
+    extract(epoch FROM clock_timestamp() - query_start)::float AS query_s, left(query, 2000) AS query
+FROM pg_catalog.pg_stat_activity WHERE pid <> pg_backend_pid() ORDER BY xact_start NULLS LAST
+"""
+
+_SETTINGS = """
+SELECT name, setting, unit, source FROM pg_catalog.pg_settings
+WHERE source NOT IN ('default', 'override', 'client', 'session') ORDER BY name
+"""
+
+_SIZES = """
+SELECT n.nspname || '.' || c.relname AS "table", pg_total_relation_size(c.oid) AS bytes, c.reltuples::bigint AS rows
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+ORDER BY bytes DESC LIMIT 100
+"""
+
+_DATABASES = """
+SELECT datname AS database, pg_get_userbyid(datdba) AS owner, datallowconn AS allows_connections,
+    shobj_description(oid, 'pg_database') AS comment,
+    CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) END AS bytes
+FROM pg_catalog.pg_database ORDER BY 1
+"""
+
+#: Where the log is, and its end; the time is as the log writes it.
+_LOG = """
+SELECT f.file, s.size, to_char(%s::timestamptz AT TIME ZONE current_setting('log_timezone'), 'YYYY-MM-DD HH24:MI:SS'),
+    pg_read_file(f.file, greatest(0, s.size - %s), %s, true)
+FROM (SELECT pg_current_logfile() AS file) f, LATERAL pg_stat_file(f.file) s
+"""
+
+_SECRET_NAME = re.compile(r"passw|passphrase|secret|token|conninfo|_command$|ssl_key", re.IGNORECASE)
+#: A word such as PASSWORD and the value after it.
+_NAMED = r"\b((?:password|passphrase|passwd|secret|token)\b[\"']?\s*[=:]?\s*)(?:E?'(?:[^']|'')*'|[^\s,;)]+)"
+_SECRETS = (
+    (re.compile(_NAMED, re.IGNORECASE), r"\1***"),
+    (re.compile(r"SCRAM-SHA-256\$[^\s'\"]+|\bmd5[0-9a-f]{32}\b"), "***"),
+    (re.compile(r"(://[^\s:/@]+:)[^\s@]+@"), r"\1***@"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to keep, and where.
+
+    C(notes) maps names of files to their content: a text, or data. C(since) is when the run began.
+    """
+
+    folder: Path
+    run_id: str
+    role: str | None
+    ledger_schema: str
+    since: dt.datetime
+    notes: t.Mapping[str, t.Any]
+    secrets: t.Sequence[str] = ()
+
+
+def keep(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
+    """Write the folder; what cannot be read is named in C(left_out) with the reason, and stops nothing.
+
+    Returns:
+        C(files), the names of what was written, and C(left_out).
+    """
+    content: dict[str, t.Any] = dict(options.notes)
+    left_out: dict[str, str] = {}
+    try:
+        with connect(params, application=f"runbook:{options.run_id}:diagnostics") as connection:
+            for name, read in _PARTS.items():
+                try:
+                    content[name] = read(connection, options)
+                except psycopg.Error as error:
+                    left_out[name] = describe(error)
+                except RunbookError as error:
+                    left_out[name] = error.message
+                if connection.closed:
+                    break
+    except RunbookError as error:
+        left_out |= dict.fromkeys(_PARTS, error.message)
+    content["left_out"] = left_out
+    for folder in [*reversed(options.folder.parents), options.folder]:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    options.folder.chmod(0o700)
+    files = [_write(options.folder, name, value, options.secrets) for name, value in content.items()]
+    return {"files": sorted(files), "left_out": left_out}
+
+
+def _write(folder: Path, name: str, value: t.Any, secrets: t.Sequence[str]) -> str:
+    text = isinstance(value, str)
+    path = folder / f"{name}.{'txt' if text else 'json'}"
+    clean = without_secrets(value, secrets)
+    path.touch(mode=0o600)
+    path.write_text(
+        clean if text else json.dumps(clean, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+    )
+    return path.name
+
+
+def without_secrets(value: t.Any, secrets: t.Sequence[str]) -> t.Any:
+    """Return texts, also within data, without what looks like a secret and without those that are known."""
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***") if secret else value
+        for pattern, instead in _SECRETS:
+            value = pattern.sub(instead, value)
+        return value
+    if isinstance(value, t.Mapping):
+        return {
+            key: "***" if _SECRET_NAME.search(str(key)) and part else without_secrets(part, secrets)
+            for key, part in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [without_secrets(part, secrets) for part in value]
+    return value
+
+
+def _rows(connection: psycopg.Connection[t.Any], query: t.LiteralString) -> list[dict[str, t.Any]]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(query).fetchall()
+
+
+def _ledger(connection: psycopg.Connection[t.Any], options: Options) -> dict[str, t.Any]:
+    if may_become(connection, options.role):
+        set_role(connection, options.role)
+    try:
+        ledger = Ledger(connection, options.ledger_schema)
+        found = {"migrations": ledger.applied(), "events": ledger.events(200), "journal": []}
+        if ledger.is_current():
+            query = sql.SQL("SELECT to_jsonb(j) FROM {}.journal j ORDER BY file, statement")
+            rows = connection.execute(query.format(sql.Identifier(options.ledger_schema)))
+            found["journal"] = [row[0] for row in rows]
+        return found
+    finally:
+        connection.execute("RESET ROLE")
+
+
+def _server_log(connection: psycopg.Connection[t.Any], options: Options) -> str:
+    """Return the server's log since the run began: from the first line on that is not older."""
+    row = connection.execute(_LOG, [options.since, _LOG_BYTES, _LOG_BYTES]).fetchone()
+    if row is None or row[3] is None:
+        raise RunbookError("the server writes no log file of its own (logging_collector): its system's journal has it")
+    _file, _size, since, text = row
+    lines = text.splitlines()
+    first = next(
+        (number for number, line in enumerate(lines) if re.match(r"\d{4}-\d\d-\d\d ", line) and line[:19] >= since),
+        len(lines),
+    )
+    return "\n".join(lines[first:]) + "\n"
+
+
+def _versions(connection: psycopg.Connection[t.Any], options: Options) -> dict[str, t.Any]:
+    row = connection.execute(
+        "SELECT version(), (SELECT jsonb_object_agg(extname, extversion) FROM pg_catalog.pg_extension)"
+    ).fetchone()
+    assert row is not None
+    return {
+        "server": row[0],
+        "extensions": row[1],
+        "run_id": options.run_id,
+        "python": platform.python_version(),
+        "psycopg": psycopg.__version__,
+        "libpq": psycopg.pq.version(),
+    }
+
+
+_PARTS: dict[str, t.Callable[[psycopg.Connection[t.Any], Options], t.Any]] = {
+    "ledger": _ledger,
+    "sessions": lambda connection, _options: _rows(connection, _SESSIONS),
+    "settings": lambda connection, _options: {
+        row["name"]: "***" if _SECRET_NAME.search(row["name"]) else row for row in _rows(connection, _SETTINGS)
+    },
+    "sizes": lambda connection, _options: {
+        "tables": _rows(connection, _SIZES),
+        "databases": _rows(connection, _DATABASES),
+    },
+    "versions": _versions,
+    "server_log": _server_log,
+}

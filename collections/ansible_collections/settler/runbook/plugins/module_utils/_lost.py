@@ -1,0 +1,171 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The rows that a rollback would lose: those of the present database that the other one has not, new and changed ones.
+
+The two databases stand beside each other then. Rows are compared as wholes, by the columns that both tables have with
+the same type; so a table needs no key, and of rows that are alike as many are lost as there are more of.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+
+if t.TYPE_CHECKING:
+    from pathlib import Path
+
+Key = tuple[str, str]
+
+#: What makes the text of a value depend on the session: a database may have settings of its own.
+_SETTINGS = """
+SELECT set_config(name, value, false) FROM (VALUES ('timezone', 'UTC'), ('datestyle', 'ISO, YMD'),
+    ('intervalstyle', 'postgres'), ('extra_float_digits', '1'), ('bytea_output', 'hex'), ('lc_monetary', 'C'),
+    ('search_path', ''), ('xmloption', 'content')) AS s (name, value)
+"""
+
+#: Tables with rows of their own, their columns with types, and whether they have a primary key.
+_TABLES = """
+SELECT n.nspname, c.relname, EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+    coalesce((SELECT jsonb_object_agg(a.attname, format_type(a.atttypid, NULL)) FROM pg_catalog.pg_attribute a
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}')
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND n.nspname <> %s
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = c.oid AND e.classid = 'pg_class'::regclass
+                  AND e.deptype = 'e')
+ORDER BY 1, 2
+"""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """How many rows of a table would be lost, and the file that they were written to, if they were.
+
+    Where C(keyed) is false rows of the table cannot be told apart by a key.
+    """
+
+    table: str
+    rows: int
+    keyed: bool
+    file: str = ""
+
+
+def lost_rows(
+    present: psycopg.Connection[t.Any],
+    other: psycopg.Connection[t.Any],
+    *,
+    ledger_schema: str,
+    folder: Path | None = None,
+) -> list[Lost]:
+    """Return what the present database has and the other one has not; write it into a folder if one is given.
+
+    Args:
+        present: a session in autocommit in the present database, of a role that sees all rows and may make
+            temporary tables.
+        other: a session in the other one, likewise.
+        ledger_schema: schema of the ledger, whose rows are no loss.
+        folder: for a CSV file a table, with a header, for its owner only; it exists.
+    """
+    for session in (present, other):
+        session.execute(_SETTINGS)
+    there = _tables(other, ledger_schema)
+    result = []
+    for (schema, name), (keyed, columns) in _tables(present, ledger_schema).items():
+        _keyed, others = there.get((schema, name), (False, {}))
+        shared = [column for column, kind in columns.items() if others.get(column) == kind]
+        known = (schema, name) in there
+        if known and _summary(present, schema, name, shared) == _summary(other, schema, name, shared):
+            continue
+        _note(present, other if known else None, schema, name, shared)
+        missing = _missing(schema, name, shared)
+        row = present.execute(sql.SQL("SELECT count(*) FROM ({}) r").format(missing)).fetchone()
+        assert row is not None
+        if row[0]:
+            file = _write(present, missing, folder / _file_name(schema, name)) if folder else ""
+            result.append(Lost(f"{schema}.{name}", row[0], keyed, file))
+    return result
+
+
+def told(lost: t.Sequence[Lost]) -> str:
+    """Return a line for each table."""
+    return "\n".join(
+        f"  {one.table}: {one.rows:,} rows are new or changed since"
+        + ("" if one.keyed else " (no primary key: rows compared as wholes)")
+        + (f", kept in {one.file}" if one.file else "")
+        for one in lost
+    )
+
+
+def _tables(connection: psycopg.Connection[t.Any], ledger_schema: str) -> dict[Key, tuple[bool, dict[str, str]]]:
+    found = connection.execute(_TABLES, [ledger_schema])
+    return {(schema, name): (keyed, columns) for schema, name, keyed, columns in found}
+
+
+def _row(columns: t.Sequence[str]) -> sql.Composable:
+    """Return a row's content as one text; a table may be without columns."""
+    names = sql.SQL(", ").join(sql.Identifier("t", column) for column in columns)
+    return sql.SQL("ROW({})::text").format(names)
+
+
+def _hash(columns: t.Sequence[str]) -> sql.Composable:
+    return sql.SQL("sha256(convert_to({}, 'UTF8'))").format(_row(columns))
+
+
+def _summary(connection: psycopg.Connection[t.Any], schema: str, name: str, columns: t.Sequence[str]) -> t.Any:
+    query = sql.SQL('SELECT count(*), sum(hashtextextended({} COLLATE "C", 0)) FROM ONLY {} t')
+    return connection.execute(query.format(_row(columns), sql.Identifier(schema, name))).fetchone()
+
+
+def _note(
+    present: psycopg.Connection[t.Any],
+    other: psycopg.Connection[t.Any] | None,
+    schema: str,
+    name: str,
+    columns: t.Sequence[str],
+) -> None:
+    """Bring the hashes of the other database's rows into a temporary table of the present one."""
+    present.execute("DROP TABLE IF EXISTS pg_temp._runbook_there")
+    present.execute("CREATE TEMPORARY TABLE _runbook_there (h bytea, n bigint)")
+    if other is None:
+        return
+    query = sql.SQL(
+        "SELECT h, row_number() OVER (PARTITION BY h) FROM (SELECT {hash} AS h FROM ONLY {table} t) r"
+    ).format(hash=_hash(columns), table=sql.Identifier(schema, name))
+    with (
+        other.cursor().copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(query)) as source,
+        present.cursor().copy("COPY pg_temp._runbook_there FROM STDIN (FORMAT binary)") as target,
+    ):
+        for block in source:
+            target.write(block)
+    present.execute("ANALYZE pg_temp._runbook_there")
+
+
+def _missing(schema: str, name: str, columns: t.Sequence[str]) -> sql.Composed:
+    """Return the query for the rows that the other database has not, with all their columns."""
+    return sql.SQL(
+        "SELECT (p.t).* FROM (SELECT t, h, row_number() OVER (PARTITION BY h) AS n "
+        "FROM (SELECT t, {hash} AS h FROM ONLY {table} t) r) p "
+        "WHERE NOT EXISTS (SELECT FROM pg_temp._runbook_there w WHERE w.h = p.h AND w.n = p.n)"
+    ).format(hash=_hash(columns), table=sql.Identifier(schema, name))
+
+
+def _write(connection: psycopg.Connection[t.Any], query: sql.Composed, path: Path) -> str:
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    with (
+        path.open("wb") as file,
+        connection.cursor().copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT csv, HEADER)").format(query)) as rows,
+    ):
+        for block in rows:
+            file.write(block)
+    return str(path)
+
+
+def _file_name(schema: str, name: str) -> str:
+    """Return a file's name for a table's name, which may have any sign."""
+    text = f"{schema}.{name}".replace("%", "%25").replace("/", "%2F").replace("\0", "")
+    return f"{text.encode()[:240].decode(errors='ignore')}.csv"

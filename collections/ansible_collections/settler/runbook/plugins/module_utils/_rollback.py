@@ -1,0 +1,447 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rollback: which way leads back, what it would lose, whether it is allowed; then the way itself.
+
+At each moment the real name is the database as it was found or the proven one from before. Nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import typing as t
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ansible_collections.settler.runbook.plugins.module_utils import _manifest, _snapshot
+from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
+from ansible_collections.settler.runbook.plugins.module_utils._connection import (
+    MAINTENANCE_DB,
+    connect,
+    connect_if_exists,
+    set_role,
+)
+from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties, row_counts
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import compare as compare_data
+from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._lost import Lost, lost_rows, told
+from ansible_collections.settler.runbook.plugins.module_utils._restore import check_target, read_again, restore_beside
+from ansible_collections.settler.runbook.plugins.module_utils._swap import (
+    RESTORING,
+    Names,
+    alone,
+    drop_marked,
+    exists,
+    let_in,
+    mend,
+    names_for,
+    only_one,
+    swap,
+)
+
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+
+    Say = t.Callable[[str], None]
+
+#: How environments begin whose data no other environment's may ever replace.
+_PRODUCTION = ("prod", "live")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to go back to, and what is allowed.
+
+    C(source) is the folder of a backup; without it the newest whole one below C(directory) is taken. C(lost_folder) is
+    where rows are written to that would be lost, C(only_run) the run that must have committed something.
+    """
+
+    source: Path | None
+    run_id: str
+    environment: str
+    role: str | None
+    ledger_schema: str
+    client_bin: str | None
+    jobs: int
+    confirm: str
+    accept_data_loss: bool
+    directory: Path | None = None
+    method: str = "auto"
+    only_run: str = ""
+    allow_foreign: str = ""
+    lost_folder: Path | None = None
+
+
+@dataclass
+class Way:
+    """The way back: C(method) is none, snapshot, dump or pgbackrest.
+
+    C(difference) is rows now minus rows then by table, C(changed) says of which tables values are others, C(lost) what
+    exactly would be lost, where both databases stand beside each other already.
+    """
+
+    method: str
+    about: str
+    at: str = ""
+    minutes: float | None = None
+    proven: bool = False
+    of_run: str = ""
+    source: Path | None = None
+    manifest: dict[str, t.Any] | None = None
+    snapshot: _snapshot.Snapshot | None = None
+    difference: dict[str, int] | None = None
+    changed: list[str] | None = None
+    lost: list[Lost] | None = None
+    #: Of the catalogue as it is to be afterwards, where a backup tells.
+    catalogue_digest: str = ""
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a restore is told."""
+
+    source: Path
+    run_id: str
+    role: str | None
+    ledger_schema: str
+    client_bin: str | None
+    jobs: int
+
+
+def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
+    """Find the way back; touch nothing.
+
+    Raises:
+        RunbookError: there is none, or the backup is damaged, or of another system, database or environment.
+    """
+    if options.only_run and not _committed(params, options):
+        return Way("none", f"run {options.only_run} has committed nothing, so there is nothing to take back")
+    copy = _snapshot_for(params, options)
+    source, manifest = _newest(params, options)
+    if copy and (manifest is None or copy.run_id == manifest["run_id"] or copy.at > manifest["snapshot_time"]):
+        way = Way("snapshot", f"swap in the snapshot {copy.name} of {copy.at}", copy.at, 0.1)
+        way.snapshot = copy
+        if manifest and manifest["run_id"] == copy.run_id:
+            way.catalogue_digest = manifest["catalogue_digest"]
+        return way
+    if source is None or manifest is None:
+        where = f" in {options.directory}" if options.directory and options.method != "snapshot" else ""
+        what = {"snapshot": "no snapshot", "dump": "no whole backup"}.get(
+            options.method, "no snapshot and no whole backup"
+        )
+        raise RunbookError(
+            f"there is {what} of {params['login_db']} of environment {options.environment}{where}; nothing was touched",
+            hint="playbooks/status.yml lists the backups; name one with -e rollback_backup=<folder>.",
+        )
+    if manifest.get("method") == "pgbackrest":
+        return Way("pgbackrest", str(manifest.get("restore_command", "")), source=source, manifest=manifest)
+    _manifest.check_files(source, manifest)
+    proof = _manifest.read_proof(source)
+    way = Way("dump", "", manifest["snapshot_time"], source=source, manifest=manifest, proven=bool(proof))
+    way.catalogue_digest = manifest["catalogue_digest"]
+    way.minutes = round(proof["minutes"] if proof else 2 * manifest["duration_s"] / 60, 1)
+    way.about = (
+        f"restore the backup of {manifest['snapshot_time']} ({source.name}, "
+        f"{'proven by a drill' if proof else 'whole by its checksums, not proven by a drill'})"
+    )
+    return way
+
+
+def _committed(params: t.Mapping[str, t.Any], options: Options) -> bool:
+    """Tell whether a run has left anything in the ledger; a database that cannot be asked counts as changed."""
+    connection = connect_if_exists(params, application=f"runbook:{options.run_id}:restore")
+    if connection is None:
+        return True
+    with connection:
+        set_role(connection, options.role)
+        return any(row.run_id == options.only_run for row in Ledger(connection, options.ledger_schema).rows())
+
+
+def _snapshot_for(params: t.Mapping[str, t.Any], options: Options) -> _snapshot.Snapshot | None:
+    if options.method == "dump" or (options.source and not options.only_run):
+        return None
+    with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:restore") as connection:
+        found = _snapshot.found(connection, params["login_db"])
+    mine = [one for one in found if one.environment == options.environment]
+    return next((one for one in mine if options.only_run in ("", one.run_id)), None)
+
+
+def _newest(params: t.Mapping[str, t.Any], options: Options) -> tuple[Path | None, dict[str, t.Any] | None]:
+    """Return the backup to restore: the one that is named, or the newest whole one of this environment."""
+    if options.method == "snapshot":
+        return None, None
+    if options.source:
+        manifest = _manifest.read_manifest(options.source)
+        _refuse_foreign(params, options, options.source, manifest)
+        return options.source, manifest
+    rows = _manifest.list_backups(options.directory, params["login_db"]) if options.directory else []
+    for row in rows:
+        if not row["error"] and row["environment"] == options.environment:
+            return Path(row["path"]), _manifest.read_manifest(Path(row["path"]))
+    return None, None
+
+
+def _refuse_foreign(
+    params: t.Mapping[str, t.Any], options: Options, source: Path, manifest: t.Mapping[str, t.Any]
+) -> None:
+    """Refuse a backup of another database or environment that is not named, and for production in any case."""
+    theirs, mine = manifest["environment"], options.environment
+    if theirs != mine and mine.lower().startswith(_PRODUCTION):
+        raise RunbookError(
+            f"{source}: a backup of environment {theirs}; no other environment's data ever replaces that of {mine}; "
+            "nothing was touched"
+        )
+    for what, wanted in (("database", params["login_db"]), ("environment", mine)):
+        if manifest[what] != wanted and options.allow_foreign != manifest["run_id"]:
+            raise RunbookError(
+                f"{source}: a backup of {what} {manifest[what]}, not of {wanted}; nothing was touched",
+                hint=f"If this very backup is meant: -e rollback_allow_foreign_backup={manifest['run_id']}.",
+            )
+
+
+def _refuse_foreign_system(connection: psycopg.Connection[t.Any], options: Options, way: Way) -> None:
+    """Refuse a backup of another server that is not named."""
+    assert way.manifest is not None
+    row = connection.execute("SELECT system_identifier::text FROM pg_catalog.pg_control_system()").fetchone()
+    assert row is not None
+    if row[0] != way.manifest["system_identifier"] and options.allow_foreign != way.manifest["run_id"]:
+        raise RunbookError(
+            f"{way.source}: a backup of another server (system {way.manifest['system_identifier']}, this one is "
+            f"{row[0]}); nothing was touched",
+            hint="A server that was made anew or upgraded is another one. If this very backup is meant: "
+            f"-e rollback_allow_foreign_backup={way.manifest['run_id']}.",
+        )
+
+
+def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
+    """Find out what the way would lose, and write it into it; touch nothing but a snapshot's ALLOW_CONNECTIONS.
+
+    Raises:
+        RunbookError: the server cannot take the backup.
+    """
+    application = f"runbook:{options.run_id}:restore"
+    with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
+        if way.manifest:
+            assert way.source is not None
+            _refuse_foreign_system(connection, options, way)
+            check_target(connection, way.source, way.manifest)
+        present = connect_if_exists(params, application=application)
+        if present is None:
+            return
+        with present:
+            set_role(present, options.role)
+            if options.only_run:  # in its own window nobody but the run could write, and the failed database keeps that
+                way.difference, way.of_run = {}, options.only_run
+            elif way.snapshot:
+                let_in(connection, way.snapshot.name, allow=True)
+                try:
+                    with _session(params, options, way.snapshot.name) as other:
+                        way.lost = lost_rows(present, other, ledger_schema=options.ledger_schema)
+                finally:
+                    let_in(connection, way.snapshot.name, allow=False)
+                way.difference = {one.table: one.rows for one in way.lost}
+            else:
+                _weigh_dump(params, options, way, present)
+
+
+def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, present: psycopg.Connection[t.Any]) -> None:
+    """Compare the present database with a manifest: row counts, and where they are the same the content."""
+    assert way.manifest is not None
+    assert way.source is not None
+    now, then = row_counts(present), way.manifest["tables"]
+    way.difference = {
+        name: now.get(name, 0) - then.get(name, 0)
+        for name in sorted({*now, *then})
+        if now.get(name, 0) != then.get(name, 0) and not name.startswith(f"{options.ledger_schema}.")
+    }
+    if "fingerprints" in way.manifest:
+        before = _manifest.read_fingerprints(way.source)
+        after, tables = read_again(params, present, _how(options, way.source), before, params["login_db"])
+        failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
+        columns = [row.object for row in failed if row.check == "data column"]
+        way.changed = sorted({name.rpartition(".")[0] for name in columns} - set(way.difference))
+
+
+def _how(options: Options, source: Path) -> _How:
+    return _How(source, options.run_id, options.role, options.ledger_schema, options.client_bin, max(1, options.jobs))
+
+
+def _session(params: t.Mapping[str, t.Any], options: Options, name: str) -> psycopg.Connection[t.Any]:
+    connection = connect(params, dbname=name, application=f"runbook:{options.run_id}:restore")
+    set_role(connection, options.role)
+    return connection
+
+
+def describe(way: Way) -> str:
+    """Say which way it is, how long it takes, and what it would lose."""
+    minutes = f"about {way.minutes:g} minutes" if way.minutes and way.minutes >= 0.2 else "some seconds"
+    how = "measured" if way.proven else "estimated"
+    lines = [f"{way.about}: {minutes} ({how})"]
+    if way.of_run:
+        lines.append(f"  only run {way.of_run} could write since, and what it wrote stays in the failed database")
+    elif way.lost is not None:
+        lines.append(told(way.lost) if way.lost else "  no row was written since")
+    elif way.difference is not None:
+        lines += [f"  {name}: {rows:+,d} rows since the backup" for name, rows in way.difference.items()]
+        lines += [f"  {name}: as many rows as in the backup, with other values" for name in way.changed or ()]
+        if not way.difference and not way.changed:
+            lines.append("  every table is as it was in the backup")
+    return "\n".join(lines)
+
+
+def loses(way: Way) -> bool:
+    """Tell whether something was written since."""
+    return bool(way.lost or way.changed or any(way.difference.values() if way.difference else ()))
+
+
+def allow(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
+    """Refuse what was not confirmed.
+
+    Raises:
+        RunbookError: with what would be done and lost; nothing was touched.
+    """
+    database = params["login_db"]
+    if way.difference is None:
+        return  # there is no such database: nothing is replaced
+    facts = {"method": way.method, "difference": way.difference, "changed_tables": way.changed or []}
+    if options.confirm != database:
+        raise RunbookError(
+            f"this replaces database {database}; nothing was touched\n{describe(way)}",
+            hint=f"If that is meant: -e rollback_confirm={database}. The present database is kept, renamed.",
+            **facts,
+        )
+    if loses(way) and not options.accept_data_loss:
+        raise RunbookError(
+            f"{database} was written to since {way.at}; nothing was touched\n{describe(way)}",
+            hint="If these rows may be lost: -e rollback_accept_data_loss=true. They are written into files first.",
+            **facts,
+        )
+
+
+def roll_back(
+    params: t.Mapping[str, t.Any], options: Options, way: Way, say: Say = lambda _line: None
+) -> dict[str, t.Any]:
+    """Go the way back: at each moment the real name is the old database or the whole new one.
+
+    Raises:
+        RunbookError: see M(weigh) and M(allow); or something failed: then the real name still is the old database.
+    """
+    started = time.monotonic()
+    database = params["login_db"]
+    with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:restore") as connection:
+        only_one(connection, database)
+        mend(connection, database)
+        weigh(params, options, way)
+        allow(params, options, way)
+        for line in describe(way).splitlines():
+            say(line)
+        drop_marked(connection, RESTORING, database)
+        names = names_for(database, options.run_id)
+        if way.snapshot:
+            wanted, incoming = way.snapshot.properties, way.snapshot.name
+        else:
+            assert way.manifest is not None
+            assert way.source is not None
+            wanted, incoming = way.manifest["properties"], names.restored
+            restore_beside(params, connection, _how(options, way.source), way.manifest, incoming, RESTORING)
+        apply_properties(connection, incoming, wanted)
+        restored_s = round(time.monotonic() - started, 2)
+        say(f"proven beside {database} after {restored_s} s; now the swap")
+        began = time.monotonic()
+        there = exists(connection, database)
+        names = replace(names, restored=incoming)
+        try:
+            lost = _replace(params, options, connection, names, wanted["comment"], there=there)
+        except BaseException:
+            if way.snapshot and not connection.closed:
+                let_in(connection, incoming, allow=False)  # it stays what it was
+            raise
+        swap_s = round(time.monotonic() - began, 2)
+    verified = _settle(params, options, way, names.failed if there else "", lost)
+    return {
+        "failed_database": names.failed if there else "",
+        "lost": [asdict(one) for one in lost],
+        "verified": verified,
+        "restored_s": restored_s,
+        "swap_s": swap_s,
+        "duration_s": round(time.monotonic() - started, 2),
+    }
+
+
+def _replace(
+    params: t.Mapping[str, t.Any],
+    options: Options,
+    connection: psycopg.Connection[t.Any],
+    names: Names,
+    comment: str | None,
+    *,
+    there: bool,
+) -> list[Lost]:
+    """Keep everybody out, keep what would be lost, swap.
+
+    In a run's own window nobody but the run could write: what it has done stays in the failed database.
+    """
+    if options.only_run or not there:
+        with (
+            alone(connection, names.restored),
+            alone(connection, names.real) if there else contextlib.nullcontext(),
+        ):
+            swap(connection, names.restored, names.real, names.failed, comment=comment, there=there)
+        return []
+    let_in(connection, names.restored, allow=True)
+    present = _session(params, options, names.real)
+    with alone(connection, names.real, but=[present.info.backend_pid]):
+        with present, _session(params, options, names.restored) as other:
+            lost = lost_rows(present, other, ledger_schema=options.ledger_schema, folder=_folder(options))
+            if lost and not options.accept_data_loss:
+                raise RunbookError(
+                    f"{names.real} was written to until now; it is as it was\n{told(lost)}",
+                    hint="If these rows may be lost: -e rollback_accept_data_loss=true.",
+                )
+        with alone(connection, names.real), alone(connection, names.restored):  # sessions may take a moment to end
+            swap(connection, names.restored, names.real, names.failed, comment=comment, there=True)
+    return lost
+
+
+def _folder(options: Options) -> Path | None:
+    """Return the folder for rows that would be lost, made for its owner only."""
+    if options.lost_folder is None:
+        return None
+    for folder in [*reversed(options.lost_folder.parents), options.lost_folder]:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return options.lost_folder
+
+
+def _name_of(way: Way) -> str:
+    """Return which backup or snapshot it was; of a decrypted copy, what it is a copy of."""
+    if way.manifest and "opened_from" in way.manifest:
+        return str(way.manifest["opened_from"])
+    return str(way.source or (way.snapshot.name if way.snapshot else ""))
+
+
+def _settle(params: t.Mapping[str, t.Any], options: Options, way: Way, failed: str, lost: t.Sequence[Lost]) -> bool:
+    """Look at what has the real name now, and note in its ledger what was done; tell whether a backup vouches for it.
+
+    Raises:
+        RunbookError: it has not the catalogue that it had; can only be if somebody has changed it since.
+    """
+    with _session(params, options, params["login_db"]) as database:
+        if way.catalogue_digest and digest(snapshot(database)) != way.catalogue_digest:
+            raise RunbookError(
+                f"{params['login_db']} was swapped, and has not the catalogue of its backup; what it was is {failed}",
+                hint="playbooks/verify.yml names the differences. Keep the application out until they are understood.",
+            )
+        ledger = Ledger(database, options.ledger_schema)
+        if ledger.exists():
+            ledger.record_event(
+                "rolled_back",
+                run_id=options.run_id,
+                method=way.method,
+                backup=_name_of(way),
+                failed_database=failed,
+                lost={one.table: one.rows for one in lost},
+            )
+    return bool(way.catalogue_digest)

@@ -1,0 +1,196 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Put one database in another's place, by two renames in one transaction.
+
+What stands beside a database for that carries a mark in its comment: only what has our mark is ever dropped or swapped
+in. At each moment the real name is the old database or the new one, or nobody can connect to it and C(mend) opens it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+import typing as t
+from dataclasses import dataclass
+
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+
+#: Seconds that sessions get to end before a swap gives up.
+LEAVE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of a swap: the real one, the one it is restored under, the one the failed database keeps."""
+
+    real: str
+    restored: str
+    failed: str
+
+
+def beside(database: str, kind: str, run_id: str) -> str:
+    """Return a name that carries the run's id; what is cut to PostgreSQL's 63 bytes is the database, then the id."""
+    tail = f"_{kind}_{re.sub(r'[^a-z0-9]+', '_', run_id.lower())[:40]}"
+    return database.encode()[: 63 - len(tail)].decode(errors="ignore") + tail
+
+
+def names_for(database: str, run_id: str) -> Names:
+    """Return the names of a restore."""
+    return Names(database, beside(database, "restore", run_id), beside(database, "failed", run_id))
+
+
+def mark(what: str, database: str) -> str:
+    """Return how the comment begins of what we made beside a database; C(what) is such as V(being restored for)."""
+    return f"settler.runbook: {what} {database}, run "
+
+
+#: A half made database, which nobody needs: the next run drops it.
+RESTORING = "being restored for"
+#: A restore drill's, dropped likewise.
+DRILLING = "restore drill of"
+#: A copy of the database as it was, the way back of a run.
+SNAPSHOT = "snapshot of"
+
+
+def marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> list[tuple[str, str]]:
+    """Return name and comment of all databases with a mark."""
+    found = connection.execute(
+        "SELECT datname, shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database "
+        "WHERE starts_with(shobj_description(oid, 'pg_database'), %s) ORDER BY datname",
+        [mark(what, database)],
+    )
+    return found.fetchall()
+
+
+def exists(connection: psycopg.Connection[t.Any], database: str) -> bool:
+    """Tell whether there is a database of this name."""
+    found = connection.execute("SELECT FROM pg_catalog.pg_database WHERE datname = %s", [database])
+    return found.fetchone() is not None
+
+
+def only_one(connection: psycopg.Connection[t.Any], database: str) -> None:
+    """Refuse a second rollback of a database at a time; the lock ends with the session.
+
+    Raises:
+        RunbookError: another run does not end.
+    """
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while True:
+        row = connection.execute(
+            "SELECT pg_try_advisory_lock(hashtextextended('settler.runbook rollback of ' || %s, 0))", [database]
+        ).fetchone()
+        if row and row[0]:
+            return
+        if time.monotonic() > deadline:
+            raise RunbookError(
+                f"another run takes {database} back at this moment; nothing was touched",
+                hint="Wait for it, then look at playbooks/status.yml.",
+            )
+        time.sleep(0.2)
+
+
+def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> None:
+    """Drop what a killed run has left half made; it carries our mark."""
+    for name, _comment in marked(connection, what, database):
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def mend(connection: psycopg.Connection[t.Any], database: str) -> None:
+    """Open a database again that a run, killed just before its swap, has closed: what was to come in still stands."""
+    closed = connection.execute(
+        "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND NOT datallowconn", [database]
+    ).fetchone()
+    if closed is not None and any(marked(connection, what, database) for what in (RESTORING, SNAPSHOT)):
+        let_in(connection, database, allow=True)
+
+
+def let_in(connection: psycopg.Connection[t.Any], database: str, *, allow: bool) -> None:
+    """Let sessions into a database, or none: also not those of its owner."""
+    command = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    connection.execute(command.format(sql.Identifier(database), sql.SQL("true" if allow else "false")))
+
+
+@contextlib.contextmanager
+def alone(connection: psycopg.Connection[t.Any], database: str, *, but: t.Sequence[int] = ()) -> t.Iterator[None]:
+    """Keep everybody out of a database and end its sessions; after an error it lets in again.
+
+    Args:
+        connection: a session in another database.
+        database: what is closed.
+        but: backends that stay; they see what is final.
+
+    Raises:
+        RunbookError: a session does not leave.
+    """
+    let_in(connection, database, allow=False)
+    try:
+        _empty(connection, database, [*but, connection.info.backend_pid])
+        yield
+    except BaseException:
+        if not connection.closed:
+            if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                connection.execute("ROLLBACK")
+            let_in(connection, database, allow=True)
+        raise
+
+
+def swap(
+    connection: psycopg.Connection[t.Any], incoming: str, real: str, failed: str, *, comment: str | None, there: bool
+) -> None:
+    """Rename the new database to the real name and the real one out of the way, in one transaction.
+
+    The comment of the original replaces our mark in the same transaction: from then on nothing drops it.
+
+    Args:
+        connection: a session in another database.
+        incoming: the new database.
+        real: the real name.
+        failed: the name that the present database keeps.
+        comment: the comment of the original.
+        there: whether there is a database under the real name; it must be empty of sessions.
+    """
+    one, new, old = (sql.Identifier(name) for name in (real, incoming, failed))
+    with connection.transaction():
+        if there:
+            connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(one, old))
+            let_in(connection, failed, allow=True)
+        connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(new, one))
+        connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(one, sql.Literal(comment)))
+        let_in(connection, real, allow=True)
+
+
+def _empty(connection: psycopg.Connection[t.Any], database: str, but: t.Sequence[int]) -> None:
+    """End all sessions of a database that lets no new ones in.
+
+    Raises:
+        RunbookError: one does not leave, or may not be ended by this role.
+    """
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while True:
+        left = connection.execute(
+            "SELECT pid, usename, backend_type FROM pg_catalog.pg_stat_activity WHERE datname = %s AND pid <> ALL (%s)",
+            [database, list(but)],
+        ).fetchall()
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            told = ", ".join(f"pid {pid} ({user or kind or 'a server process'})" for pid, user, kind in left)
+            raise RunbookError(
+                f"sessions of {database} do not leave: {told}; the database is as it was",
+                hint="End them as a superuser, then run again.",
+            )
+        for pid, user, _kind in left:
+            try:
+                if user is not None:  # autovacuum ends by itself, or is ended by the rename
+                    connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise RunbookError(
+                    f"pid {pid} of role {user} uses {database}, and this role may not end it; "
+                    "the database is as it was",
+                    hint=f"As a superuser: SELECT pg_terminate_backend({pid}); then run again.",
+                ) from error
+        time.sleep(0.05)

@@ -1,0 +1,158 @@
+"""The way back of a run: by its snapshot, by a proven backup; what is kept of it; a rollback that fails itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from tests.ansible.test_killed import kill, start, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.ansible.conftest import Deployment
+
+RUN = "20260101t000000-test"
+WRONG = "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n"
+
+
+def diagnostics(deployment: Deployment) -> Path:
+    return deployment.folder / "inventory" / "backups" / ".diagnostics" / deployment.database / RUN
+
+
+def without_pg_restore(deployment: Deployment) -> str:
+    """Return a folder of client programs of which pg_restore always fails."""
+    folder = deployment.folder / "broken"
+    folder.mkdir()
+    for program in ("pg_dump", "pg_restore"):
+        real = f"{deployment.cluster.state.bin}/{program}"
+        text = f'#!/bin/sh\n[ "$1" = --version -o {program} = pg_dump ] && exec "{real}" "$@"\nexit 1\n'
+        (folder / program).write_text(text, encoding="utf-8")
+        (folder / program).chmod(0o755)
+    return str(folder)
+
+
+def test_a_failed_run_is_taken_back_by_its_snapshot_and_leaves_what_an_investigation_needs(ready: Deployment) -> None:
+    ready.migration("002_wrong.sql", WRONG)
+    secret = f"migrator of {ready.prefix}"
+    before = ready.dump_without_events(), ready.row_counts()
+
+    run = ready.play("migrate.yml", runbook_run_id=RUN, backup_snapshot=True)
+
+    assert run.rc != 0
+    assert f"swap in the snapshot {ready.database}_snapshot_20260101t000000_test" in run.output
+    assert "taken back to the snapshot" in run.output
+    assert (ready.dump_without_events(), ready.row_counts()) == before
+    assert ready.query("SELECT relrowsecurity FROM pg_class WHERE relname = 'jobs'") == [(True,)]
+    failed = f"{ready.database}_failed_20260101t000000_test"
+    assert ready.databases() == [ready.database, failed]
+    assert ready.query("SELECT count(*) FROM matches", failed) == [(0,)]
+    event = "SELECT event, detail ->> 'method' FROM runbook.events ORDER BY id DESC LIMIT 1"
+    assert ready.query(event) == [("rolled_back", "snapshot")]
+    with ready.connect(user="app"):
+        pass
+
+    folder = diagnostics(ready)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    kept = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    assert set(kept) >= {
+        "error.txt", "plan.json", "ledger.json", "sessions.json", "settings.json", "sizes.json", "versions.json",
+    }  # fmt: skip
+    assert "public.jobs" in kept["error.txt"]
+    assert "002_wrong.sql" in {row["file"] for row in json.loads(kept["ledger.json"])["migrations"]}
+    assert json.loads(kept["plan.json"])[0]["file"] == "002_wrong.sql"
+    assert "server_log" in json.loads(kept["left_out.json"]) or "server_log.txt" in kept
+    assert str(folder) in run.output
+    for name, text in kept.items():
+        for known in (secret, f"application of {ready.prefix}", ready.cluster.state.password, "SCRAM-SHA-256$"):
+            assert known not in text, name
+
+
+def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deployment) -> None:
+    ready.migration(
+        "002_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n"
+    )
+    keep = {"backup_snapshot": True, "verify_unexpected": "ignore", "migrate_require_proven_backup": True}
+
+    run = ready.play("migrate.yml", runbook_run_id=RUN, backup_snapshot_keep_hours=0.0, **keep)
+
+    assert run.rc == 0, run.output
+    assert ready.databases() == [ready.database]
+    events = ready.query("SELECT event, detail ->> 'rows' IS NOT NULL FROM runbook.events WHERE event = 'proven'")
+    assert events == [("proven", True)]
+    ready.migration("003_three.sql", "ALTER TABLE two ADD three int;\n")
+    run = ready.play("migrate.yml", runbook_run_id="20260102t000000-test", **keep)
+    assert run.rc == 0, run.output
+    assert ready.databases() == [ready.database, f"{ready.database}_snapshot_20260102t000000_test"]
+
+
+def test_a_drill_proves_the_newest_backup_and_a_damaged_one_lets_no_run_begin(ready: Deployment) -> None:
+    assert ready.play("backup.yml", runbook_run_id=RUN).rc == 0
+    backup = ready.folder / "inventory" / "backups" / ready.database / RUN
+
+    run = ready.play("restore_drill.yml")
+
+    assert run.rc == 0, run.output
+    proof: dict[str, Any] = json.loads((backup / "proven.json").read_text(encoding="utf-8"))
+    assert (proof["counts_match"], proof["fingerprints_match"], proof["catalogue_match"]) == (True, True, True)
+    assert proof["verified"]
+    assert proof["minutes"] > 0
+    assert ready.databases() == [ready.database]
+    event = "SELECT event, detail ->> 'backup' FROM runbook.events ORDER BY id DESC LIMIT 1"
+    assert ready.query(event) == [("proven", str(backup))]
+
+    ready.migration("002_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\n")
+    run = ready.play("migrate.yml", migrate_require_proven_backup=True, runbook_client_bin=without_pg_restore(ready))
+    assert run.rc != 0
+    assert "the change did not start" in run.output
+    assert ready.query("SELECT to_regclass('public.two')") == [(None,)]
+    assert ready.databases() == [ready.database]
+    with ready.connect(user="app"):
+        pass
+
+
+def test_a_rollback_that_fails_drops_nothing_keeps_the_application_out_and_says_what_to_do(ready: Deployment) -> None:
+    ready.migration("002_wrong.sql", WRONG)
+
+    run = ready.play("migrate.yml", runbook_run_id=RUN, runbook_client_bin=without_pg_restore(ready))
+
+    assert run.rc != 0
+    assert "THE ROLLBACK FAILED. Nothing was dropped, the application is kept out" in run.output
+    assert f"rollback_confirm={ready.database}" in run.output
+    assert "playbooks/maintenance.yml" in run.output
+    assert ready.query("SELECT count(*) FROM matches") == [(0,)]
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        ready.connect(user="app")
+    assert "public.jobs" in (diagnostics(ready) / "error.txt").read_text(encoding="utf-8")
+
+    backup = ready.folder / "inventory" / "backups" / ready.database / RUN
+    run = ready.play(
+        "rollback.yml", rollback_confirm=ready.database, rollback_accept_data_loss="true", rollback_backup=str(backup)
+    )
+    assert run.rc == 0, run.output
+    assert ready.query("SELECT relrowsecurity FROM pg_class WHERE relname = 'jobs'") == [(True,)]
+    with ready.connect(user="app"):
+        pass
+
+
+def test_a_run_killed_in_its_rollback_can_be_taken_back_by_hand(ready: Deployment) -> None:
+    ready.migration("002_wrong.sql", WRONG)
+    before = ready.row_counts()
+    rolling = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'runbook:%:restore'"
+
+    process = start(ready, "migrate.yml")
+    wait_for(lambda: ready.query(rolling, "postgres"))
+    kill(process)
+    wait_for(lambda: not ready.query(rolling, "postgres"), seconds=30)
+
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        ready.connect(user="app")
+    run = ready.play("rollback.yml", rollback_confirm=ready.database, rollback_accept_data_loss="true")
+    assert run.rc == 0, run.output
+    assert ready.row_counts() == before
+    with ready.connect(user="app"):
+        pass

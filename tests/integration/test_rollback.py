@@ -1,0 +1,450 @@
+"""The way back on a real server: a snapshot is swapped in, a backup restored; faults leave what was there."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+from ansible_collections.settler.runbook.plugins.module_utils import _manifest, _rollback, _swap
+from psycopg import sql
+
+from tests.support import as_migrator, call_module, login, run_module, start_module, wait_until
+
+SCHEMA = """
+SET ROLE settler_owner;
+CREATE TABLE tenants (id int PRIMARY KEY, name text NOT NULL);
+CREATE TABLE jobs (id int PRIMARY KEY, tenant_id int REFERENCES tenants, note text);
+CREATE TABLE "Odd/näme" (a int, b text);
+INSERT INTO tenants SELECT n, 'tenant ' || n FROM generate_series(1, 5) n;
+INSERT INTO jobs SELECT n, n % 5 + 1, 'note ' || n FROM generate_series(1, 300) n;
+INSERT INTO "Odd/näme" VALUES (1, 'one'), (1, 'one'), (2, 'two');
+"""
+CHANCE = random.SystemRandom()
+
+
+@pytest.fixture(autouse=True)
+def tidy_server(cluster):
+    """Drop what a test leaves beside its databases."""
+
+    def names(server):
+        return {row[0] for row in server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate")}
+
+    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
+        before = names(server)
+        yield
+        for name in names(server) - before:
+            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def server(cluster):
+    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as session:
+        yield session
+
+
+@pytest.fixture
+def database(new_database, connect):
+    name = new_database()
+    with connect(name) as session:
+        session.execute(SCHEMA)
+    return name
+
+
+@pytest.fixture
+def call(cluster, roles, tmp_path):
+    """Call a module as the roles do; what a test says wins."""
+    usual = {"run_id": "r1", "environment": "test", "set_role": roles.owner, "ledger_schema": "runbook"}
+    own = {
+        "backup": {
+            "directory": str(tmp_path / "backups"), "client_bin": cluster.state.bin, "jobs": 1, "compression": "auto",
+            "lock_timeout": 10, "keep": 0, "keep_days": 0.0,
+        },
+        "restore": {
+            "run_id": "x1", "directory": str(tmp_path / "backups"), "src": None, "method": "auto", "only_run": "",
+            "allow_foreign": "", "confirm": "", "accept_data_loss": False,
+            "lost_directory": str(tmp_path / "kept" / "lost"),
+            "client_bin": cluster.state.bin, "jobs": 1, "progress_file": None,
+        },
+        "snapshot": {"state": "present", "keep_hours": 24.0, "max_bytes": 2**31},
+        "drill": {
+            "state": "present", "directory": str(tmp_path / "backups"), "src": None, "facts": {},
+            "client_bin": cluster.state.bin, "jobs": 1,
+        },
+    }  # fmt: skip
+
+    def run(module, dbname, how=call_module, check=False, **changes):
+        arguments = as_migrator(cluster, roles, dbname) | usual | own[module] | changes
+        if how is not call_module:
+            arguments = {key: value for key, value in arguments.items() if value is not None}
+            taken = {"snapshot": ("set_role",), "backup": (), "restore": (), "drill": ()}[module]
+            arguments = {key: value for key, value in arguments.items() if key not in taken}
+        return how(module, arguments, check=check)
+
+    return run
+
+
+def named(server, prefix):
+    found = server.execute("SELECT datname FROM pg_database WHERE starts_with(datname, %s) ORDER BY 1", [prefix])
+    return [row[0] for row in found]
+
+
+def content(connect, dbname):
+    """Return all rows of the tables, by which a test knows a database again."""
+    with connect(dbname) as session:
+        session.execute("SET search_path = public")
+        return {
+            name: session.execute(
+                sql.SQL("SELECT t::text FROM {} t ORDER BY 1").format(sql.Identifier(name))
+            ).fetchall()
+            for (name,) in session.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+            ).fetchall()
+        }
+
+
+def change(connect, dbname):
+    with connect(dbname) as session:
+        session.execute(
+            "INSERT INTO tenants VALUES (6, 'six'); UPDATE jobs SET note = 'changed, \"so\"' WHERE id = 7; "
+            "DELETE FROM jobs WHERE id = 8; INSERT INTO \"Odd/näme\" VALUES (1, 'one'), (3, NULL)"
+        )
+
+
+# The snapshot
+
+
+@pytest.mark.every_major
+def test_snapshot_is_swapped_in_with_all_that_belongs_to_the_database(call, database, connect, server, cluster):
+    for command in (
+        "COMMENT ON DATABASE {} IS 'Settler''s; own'",
+        "ALTER DATABASE {} SET work_mem = '5MB'",
+        "ALTER DATABASE {} CONNECTION LIMIT 17",
+        "GRANT TEMPORARY ON DATABASE {} TO settler_app WITH GRANT OPTION",
+    ):
+        server.execute(sql.SQL(command).format(sql.Identifier(database)))
+    about = """SELECT pg_get_userbyid(datdba), datconnlimit, shobj_description(oid, 'pg_database'), datallowconn,
+        (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a),
+        (SELECT setconfig FROM pg_db_role_setting WHERE setdatabase = d.oid)
+        FROM pg_database d WHERE datname = %s"""
+    before = server.execute(about, [database]).fetchone(), content(connect, database)
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+
+    taken = call("snapshot", database)
+    assert (taken["changed"], taken["name"]) == (True, f"{database}_snapshot_r1")
+    assert taken["strategy"] in (("file_copy", "clone") if cluster.state.major >= 18 else ("file_copy",))
+    with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
+        connect(taken["name"])
+    assert not call("snapshot", database)["changed"]
+
+    change(connect, database)
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert (result["method"], result["failed_database"]) == ("snapshot", f"{database}_failed_x1")
+    assert (server.execute(about, [database]).fetchone(), content(connect, database)) == before
+    assert named(server, f"{database}_") == [f"{database}_failed_x1"]
+    assert ("6,six",) not in content(connect, database)["tenants"]
+
+
+def test_snapshot_is_refused_while_somebody_is_connected_or_it_would_be_too_large(call, database, connect, server):
+    session = connect(database)
+    told = call("snapshot", database)
+    assert f"pid {session.info.backend_pid}" in told["msg"]
+    session.close()
+    assert "allowed are 1 MB" in call("snapshot", database, max_bytes=2**20)["msg"]
+    assert named(server, f"{database}_") == []
+
+
+def test_space_on_the_servers_own_disk_is_looked_at_where_it_can_be_seen(call, cluster, database, monkeypatch):
+    seen = call("snapshot", database, check=True)
+    assert "disk not seen" in seen["space"]
+    as_superuser = login(cluster, database)
+    assert "MB free on the server" in call("snapshot", database, check=True, **as_superuser)["space"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(2, 1, 1))
+    assert "0 MB free" in call("snapshot", database, check=True, **as_superuser)["msg"]
+
+
+def test_only_our_own_snapshots_are_dropped_and_only_after_their_time(call, database, server, new_database):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot", database, run_id="young")
+    call("snapshot", database, run_id="old", keep_hours=0.0)
+    others = [f"{database}_snapshot_theirs", f"{database}_snapshot_text"]
+    for name in others:
+        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    mark = sql.Literal(f"settler.runbook: snapshot of {database}, run x; no JSON")
+    server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(others[1]), mark))
+
+    assert call("snapshot", database, state="absent", check=True)["dropped"] == [f"{database}_snapshot_old"]
+    assert call("snapshot", database, run_id="new")["dropped"] == [f"{database}_snapshot_old"]
+    kept = sorted([*others, f"{database}_snapshot_young", f"{database}_snapshot_new"])
+    assert named(server, f"{database}_") == kept
+    assert not call("snapshot", database, state="absent")["changed"]
+    assert named(server, f"{database}_") == kept
+
+
+# What would be lost
+
+
+@pytest.mark.parametrize("way", ["snapshot", "dump"])
+def test_lost_rows_are_told_and_written_into_files_first(call, database, connect, server, tmp_path, way):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot" if way == "snapshot" else "backup", database)
+    before = content(connect, database)
+    change(connect, database)
+    with connect(database) as session:
+        session.execute(
+            "SET ROLE settler_owner; CREATE TABLE late AS SELECT 1 AS one; ALTER TABLE tenants ADD more int"
+        )
+    after = content(connect, database)
+
+    told = call("restore", database)
+    assert f"rollback_confirm={database}" in told["hint"]
+    assert "public.tenants" in told["msg"]
+    told = call("restore", database, confirm=database)
+    assert "rollback_accept_data_loss=true" in told["hint"]
+    assert call("restore", database, check=True)["difference"] == told["difference"]
+    assert content(connect, database) == after
+    assert named(server, f"{database}_failed") == []
+
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert result["method"] == way
+    assert content(connect, database) == before
+    lost = {one["table"]: one for one in result["lost"]}
+    assert {table: one["rows"] for table, one in lost.items()} == {
+        "public.Odd/näme": 2, "public.jobs": 1, "public.late": 1, "public.tenants": 1,
+    }  # fmt: skip
+    assert [table for table, one in lost.items() if not one["keyed"]] == ["public.Odd/näme", "public.late"]
+    rows = {}
+    for table, one in lost.items():
+        path = Path(one["file"])
+        assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o600, 0o700)
+        with path.open(encoding="utf-8", newline="") as file:
+            rows[table] = sorted(csv.DictReader(file), key=lambda row: next(iter(row.values())))
+    assert rows["public.jobs"] == [{"id": "7", "tenant_id": "3", "note": 'changed, "so"'}]
+    assert rows["public.tenants"] == [{"id": "6", "name": "six", "more": ""}]
+    assert rows["public.Odd/näme"] == [{"a": "1", "b": "one"}, {"a": "3", "b": ""}]
+    assert content(connect, f"{database}_failed_x1") == after
+
+
+def test_value_that_was_changed_since_is_seen_though_no_count_differs(call, database, connect):
+    call("backup", database)
+    with connect(database) as session:
+        session.execute("UPDATE jobs SET note = 'other' WHERE id = 1")
+    told = call("restore", database, confirm=database)
+    assert told["changed_tables"] == ["public.jobs"]
+    assert "public.jobs: as many rows as in the backup, with other values" in told["msg"]
+
+
+def test_row_written_until_the_last_moment_stops_the_swap(call, database, connect, server, monkeypatch):
+    call("backup", database)
+    before = content(connect, database)
+
+    def write_late(*arguments, **options):
+        with connect(database) as session:
+            session.execute("INSERT INTO tenants VALUES (7, 'late')")
+        return proven(*arguments, **options)
+
+    proven = _rollback.apply_properties
+    monkeypatch.setattr(_rollback, "apply_properties", write_late)
+    told = call("restore", database, confirm=database)
+    assert "was written to until now" in told["msg"]
+    assert content(connect, database)["tenants"] == sorted([*before["tenants"], ("(7,late)",)])
+    assert named(server, f"{database}_failed") == []
+
+
+# Which backup
+
+
+def test_run_that_committed_nothing_has_nothing_to_take_back(call, database, server):
+    call("backup", database)
+    result = call("restore", database, only_run="r1", confirm=database)
+    assert (result["changed"], result["method"]) == (False, "none")
+    assert "committed nothing" in result["way"]
+    assert named(server, f"{database}_") == []
+
+
+def test_without_any_way_back_nothing_is_touched(call, database):
+    assert "no snapshot and no whole backup" in call("restore", database, confirm=database)["msg"]
+    assert "no snapshot of" in call("restore", database, confirm=database, method="snapshot")["msg"]
+
+
+def test_backup_of_another_server_or_database_must_be_named(call, database, new_database, connect, tmp_path):
+    made = Path(call("backup", database)["path"])
+    other = new_database()
+    error = call("restore", other, src=str(made), confirm=other)
+    assert "allow_foreign_backup=r1" in error["hint"]
+    manifest = _manifest.read_manifest(made)
+    (made / "manifest.json").write_text(_manifest.seal({**manifest, "system_identifier": "42"}), encoding="utf-8")
+    error = call("restore", database, src=str(made), confirm=database)
+    assert "a backup of another server (system 42" in error["msg"]
+    result = call("restore", other, src=str(made), confirm=other, allow_foreign="r1", accept_data_loss=True)
+    assert result["failed_database"] == f"{other}_failed_x1"
+    assert content(connect, other) == content(connect, database)
+
+
+def test_pgbackrest_backup_is_only_told(call, database, server):
+    made = Path(call("backup", database)["path"])
+    manifest = _manifest.read_manifest(made)
+    command = "pgbackrest --stanza=settler --set=20261123-031500F restore"
+    (made / "manifest.json").write_text(
+        _manifest.seal({**manifest, "method": "pgbackrest", "restore_command": command}), encoding="utf-8"
+    )
+    told = call("restore", database, src=str(made), confirm=database)
+    assert command in told["msg"]
+    assert named(server, f"{database}_") == []
+
+
+# What the target lacks
+
+
+def test_server_that_lacks_a_role_is_refused_before_anything_is_made(call, database, connect, server):
+    server.execute("CREATE ROLE auditor")
+    try:
+        with connect(database) as session:
+            session.execute("GRANT SELECT ON jobs TO auditor")
+        call("backup", database)
+        with connect(database) as session:
+            session.execute("DROP OWNED BY auditor")
+    finally:
+        server.execute("DROP ROLE auditor")
+    told = call("restore", database, confirm=database, accept_data_loss=True)
+    assert told["missing_roles"] == ["auditor"]
+    assert named(server, f"{database}_") == []
+
+
+def test_server_that_lacks_an_extension_or_is_older_is_refused(call, database, server):
+    made = Path(call("backup", database)["path"])
+    manifest = _manifest.read_manifest(made)
+    catalogue = json.loads((made / "catalogue.json").read_text(encoding="utf-8"))
+    catalogue["extensions"]["postgis"] = "3.4"
+
+    def tell(**changes):
+        (made / "catalogue.json").write_text(json.dumps(catalogue), encoding="utf-8")
+        files = _manifest.file_digests(made)
+        (made / "manifest.json").write_text(_manifest.seal({**manifest, "files": files, **changes}), encoding="utf-8")
+        return call("restore", database, confirm=database)
+
+    told = tell()
+    assert told["missing_extensions"] == ["postgis"]
+    assert "nothing was touched" in told["msg"]
+    told = tell(server_version="99.1 (Debian)")
+    assert "made on PostgreSQL 99; this server is 15" in told["msg"]
+    assert named(server, f"{database}_") == []
+
+
+# Faults on the way
+
+
+def test_client_that_will_not_leave_stops_the_swap_and_is_named(call, database, connect, server, monkeypatch):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot", database)
+    change(connect, database)
+    after = content(connect, database)
+    monkeypatch.setattr(_swap, "LEAVE_SECONDS", 0.3)
+    stubborn = connect(database, user="settler_app")
+    pid = stubborn.info.backend_pid
+    os.kill(pid, signal.SIGSTOP)  # cannot answer to pg_terminate_backend
+    try:
+        told = call("restore", database, confirm=database, accept_data_loss=True)
+        assert f"pid {pid} (settler_app)" in told["msg"]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert content(connect, database) == after
+    with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
+        connect(f"{database}_snapshot_r1")
+    monkeypatch.undo()
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert result["method"] == "snapshot"
+
+
+def test_second_rollback_at_the_same_time_is_refused(call, database, server, monkeypatch):
+    call("backup", database)
+    monkeypatch.setattr(_swap, "LEAVE_SECONDS", 0.3)
+    _swap.only_one(server, database)
+    assert "another run takes" in call("restore", database, confirm=database)["msg"]
+
+
+@pytest.mark.parametrize("way", ["snapshot", "dump"])
+def test_kills_at_ten_moments_leave_the_old_or_the_new_database(call, database, connect, server, way):
+    """The module is killed, with its pg_restore; each time the next one finds all that was there."""
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("backup" if way == "dump" else "snapshot", database)
+    comment = server.execute(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [f"{database}_snapshot_r1"]
+    ).fetchone()
+    before = content(connect, database)
+    change(connect, database)
+    after = content(connect, database)
+    began = time.monotonic()
+    call("restore", database, run_id="whole", confirm=database, accept_data_loss=True, how=run_module)
+    whole = time.monotonic() - began
+    assert content(connect, database) == before
+    swap_back(server, database, "whole", comment)
+    for number in range(10):
+        run_id = f"dies{number}"
+        process = call("restore", database, run_id=run_id, confirm=database, accept_data_loss=True, how=start_module)
+        time.sleep(whole * (0.3 + 0.07 * number) * CHANCE.uniform(0.95, 1.05))
+        kill_with_children(process)
+        wait_until(functools.partial(is_over, server, run_id))
+        names = named(server, database)
+        assert database in names
+        if f"{database}_failed_{run_id}" in names:
+            assert readable(server, connect, database) == before
+            assert readable(server, connect, f"{database}_failed_{run_id}") == after
+            swap_back(server, database, run_id, comment)
+        else:
+            assert readable(server, connect, database) == after
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert result["method"] == way
+    assert content(connect, database) == before
+    assert content(connect, f"{database}_failed_x1") == after
+    assert named(server, f"{database}_restore") == []
+
+
+def is_over(server, run_id):
+    """Tell whether all sessions of a killed run have ended."""
+    query = "SELECT FROM pg_stat_activity WHERE application_name LIKE %s OR application_name = 'pg_restore'"
+    return not server.execute(query, [f"runbook:{run_id}:%"]).fetchall()
+
+
+def kill_with_children(process):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    family = [process.pid, *(map(int, children.read_text(encoding="ascii").split()) if process.poll() is None else ())]
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def swap_back(server, database, run_id, comment):
+    """Bring back the state before a rollback; the comment is the snapshot's, if it was one."""
+    names = (database, f"{database}_snapshot_r1", f"{database}_failed_{run_id}")
+    real, snapshot, failed = (sql.Identifier(name) for name in names)
+    if comment:
+        server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(real))
+        server.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(real, snapshot))
+        server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(snapshot, sql.Literal(comment[0])))
+    else:
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(real))
+    server.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(failed, real))
+
+
+def readable(server, connect, name):
+    """Return a database's content, also of one that is closed."""
+    database = sql.Identifier(name)
+    closed = server.execute("SELECT NOT datallowconn FROM pg_database WHERE datname = %s", [name]).fetchone()[0]
+    if closed:
+        server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(database))
+    found = content(connect, name)
+    if closed:
+        server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
+    return found
