@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -75,6 +76,8 @@ class Connect(Protocol):
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the developer's own libpq settings out of all connections, and destroy the cluster on SIGTERM, too."""
     stop_on_sigterm()
+    hypothesis.settings.register_profile("project", deadline=None)  # the machines are noisy
+    hypothesis.settings.load_profile("project")
     for name in [name for name in os.environ if name.startswith("PG") and not name.startswith("PG_")]:
         del os.environ[name]
     try:

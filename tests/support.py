@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -135,6 +136,13 @@ class Background(threading.Thread, Generic[T]):
         if self._error:
             raise self._error
         return self._value
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(question: Callable[[], Any], timeout: float = 10) -> Any:

@@ -1,18 +1,24 @@
 """Compares the engine with its peers: the same files, the same server, whole processes, in one run; ratios count.
 
-    ./runbook bench [--files 10,200,1000] [--repeat 3] [--databases 1000] [--tools dbmate,yoyo] [--json PATH]
+    ./runbook bench [--files 10,200,1000] [--repeat 3] [--databases 1000] [--linear 10,100,1000,10000]
+                    [--playbook 3] [--tools dbmate,yoyo] [--json PATH]
 
-Each measurement is a process from its start to its end; the tools take turns, and the table has the medians. A tool
-that cannot be had is listed with the reason.
+Each measurement is a process from its start to its end; the tools take turns, and the table has the medians, with the
+processor time of the client beside them: it depends less on what else the machine does. A tool that cannot be had is
+listed with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
+import itertools
 import json
 import os
 import platform
+import re
+import resource
 import shutil
 import statistics
 import subprocess
@@ -30,9 +36,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
-from tools import console, majors
+from tools import apt, console, inventory, majors
 from tools.cluster import Cluster
-from tools.project import ROOT, ToolError, environment
+from tools.project import ROOT, VENV, ToolError, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,10 +50,12 @@ _DBMATE = (
     "S4pV5HstfN/uLtrMcouxhn0zcErUGco98LWfzjY4Ylcv2pnc6rfzS6bBO6q0dHFbSPPZWOlsTY6Dw7WU4Uqcaw==",
 )
 _NODE_PG_MIGRATE = ("node-pg-migrate@8.0.3", "pg@8.16.3")
+_GRAPHILE_MIGRATE = ("graphile-migrate@1.4.1",)
 _YOYO = ("yoyo-migrations==9.0.0", "psycopg2-binary==2.9.11", "setuptools<81")
 _ALEMBIC = ("alembic==1.17.1", "sqlalchemy==2.0.44", "psycopg2-binary==2.9.11")
 _LOCK_TIMEOUT = 0.5
 _ALLOWANCE_MS = 50
+_PLAYBOOK_SECONDS = 6
 
 
 @dataclass(frozen=True)
@@ -79,13 +87,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool: how to get it, how to write files for it, how to run it, and whether a second run is a no-op."""
+    """A tool: how to get it, how to write files for it, how to run it, and whether a second run is a no-op.
+
+    ``limit`` is how many files it is measured with at most.
+    """
 
     name: str
     write: Callable[[Path, int], None]
     run: Callable[[Target], None]
     install: Callable[[], None] = field(default=lambda: None)
     knows_what_is_done: bool = True
+    limit: int | None = None
 
 
 def statements(number: int) -> tuple[str, str]:
@@ -126,6 +138,29 @@ def _write_alembic(folder: Path, count: int) -> None:
             f"from alembic import op\nrevision = 'r{number}'\ndown_revision = {down}\n"
             f"def upgrade():\n{body}def downgrade():\n    pass\n"
         )
+
+
+def _write_graphile_migrate(folder: Path, count: int) -> None:
+    committed = folder / "migrations" / "committed"
+    committed.mkdir(parents=True)
+    (folder / ".gmrc").write_text("{}\n")
+    previous = ""
+    for number in range(1, count + 1):
+        body = ";\n".join(statements(number)) + ";\n"
+        digest = "sha1:" + hashlib.sha1(f"{previous}\n{body}".lstrip().encode()).hexdigest()  # noqa: S324 - theirs
+        (committed / f"{number:06d}.sql").write_text(f"--! Previous: {previous or '-'}\n--! Hash: {digest}\n\n{body}")
+        previous = digest
+
+
+def _write_sqitch(folder: Path, count: int) -> None:
+    (folder / "deploy").mkdir()
+    (folder / "sqitch.conf").write_text("[core]\n\tengine = pg\n[user]\n\tname = bench\n\temail = bench@localhost\n")
+    plan = "%syntax-version=1.0.0\n%project=bench\n\n"
+    for number in range(1, count + 1):
+        plan += f"m{number} 2020-01-01T00:00:00Z bench <bench@localhost> # {number}\n"
+        text = "BEGIN;\n" + ";\n".join(statements(number)) + ";\nCOMMIT;\n"
+        (folder / "deploy" / f"m{number}.sql").write_text(text)
+    (folder / "sqitch.plan").write_text(plan)
 
 
 def _run(command: Sequence[str | Path], target: Target, **extra: str) -> None:
@@ -207,6 +242,13 @@ def _install_dbmate() -> None:
         (place / "bin/dbmate").chmod(0o755)
 
 
+def _install_sqitch() -> None:
+    if not shutil.which("sqitch"):
+        if not apt.usable():
+            raise ToolError("sqitch is not installed: it is a Debian package")
+        apt.install("sqitch", "libdbd-pg-perl")
+
+
 def _install_npm(folder: str, packages: Sequence[str]) -> None:
     if (CACHE / folder / "node_modules").exists():
         return
@@ -235,7 +277,7 @@ TOOLS = (
     Tool("runbook", write_plain, lambda target: void(run_ours(target))),
     Tool("dbmate", _write_dbmate, _run_dbmate, _install_dbmate),
     Tool("psql session", write_plain, _psql_session, knows_what_is_done=False),
-    Tool("psql per file", write_plain, _psql_each, knows_what_is_done=False),
+    Tool("psql per file", write_plain, _psql_each, knows_what_is_done=False, limit=200),
     Tool(
         "node-pg-migrate",
         _write_node_pg_migrate,
@@ -245,6 +287,23 @@ TOOLS = (
             DATABASE_URL=target.url,
         ),
         lambda: _install_npm("npm", _NODE_PG_MIGRATE),
+    ),
+    Tool(
+        "graphile-migrate",
+        _write_graphile_migrate,
+        lambda target: _run(
+            [CACHE / "graphile/node_modules/.bin/graphile-migrate", "migrate"], target, DATABASE_URL=target.url
+        ),
+        lambda: _install_npm("graphile", _GRAPHILE_MIGRATE),
+    ),
+    Tool(
+        "sqitch",
+        _write_sqitch,
+        lambda target: _run(
+            ["sqitch", "--quiet", "deploy", "--no-verify", target.url.replace("postgres:", "db:pg:", 1)], target
+        ),
+        _install_sqitch,
+        limit=200,
     ),
     Tool(
         "Alembic",
@@ -267,11 +326,6 @@ TOOLS = (
         lambda: _install_pip("yoyo", _YOYO),
     ),
 )  # fmt: skip
-#: Peers that are not run, with the reason.
-LEFT_OUT = {
-    "graphile-migrate": "wants committed migrations with hashes of its own making; seen before at 0.9× of dbmate",
-    "sqitch": "is a Debian package with two hundred Perl packages; seen before at 8× of dbmate",
-}
 
 
 def void(_result: object) -> None:
@@ -303,7 +357,7 @@ class Bench:
             "cores": os.cpu_count(),
             "machine": platform.machine(),
             "postgresql": cluster.state.major,
-            "left_out": dict(LEFT_OUT),
+            "left_out": {},
         }
         self.tools = list(self._installed(tools))
 
@@ -334,20 +388,80 @@ class Bench:
 
     def files(self, count: int) -> list[str]:
         """Measure fresh and no-op runs over so many files, the tools in turns."""
-        times: dict[str, dict[str, list[float]]] = {tool.name: {"fresh": [], "no-op": []} for tool in self.tools}
-        for _ in range(self._repeat):
-            for tool in self.tools:
-                target = self._target(tool, count)
-                times[tool.name]["fresh"].append(timed(tool.run, target))
-                if tool.knows_what_is_done:
-                    times[tool.name]["no-op"].append(timed(tool.run, target))
-                self._drop(target)
         lines: list[str] = []
-        for kind in ("fresh", "no-op"):
-            rows = [(name, median(one[kind]), "" if one[kind] else "keeps no ledger") for name, one in times.items()]
+        tools = [tool for tool in self.tools if tool.limit is None or count <= tool.limit]
+        for kind, times in self._measured(tools, count).items():
+            rows = [
+                (
+                    tool.name,
+                    median([wall for wall, _cpu in times[tool.name]]),
+                    f"client {median([cpu for _wall, cpu in times[tool.name]]):6.3f} s"
+                    if times[tool.name]
+                    else "keeps no ledger",
+                )
+                for tool in tools
+            ]
             self.result[f"{count} files, {kind}"] = {name: value for name, value, _note in rows}
+            self.result[f"{count} files, {kind}, client"] = {
+                name: median([cpu for _wall, cpu in found]) for name, found in times.items()
+            }
             lines += table(f"{count} files, {kind}", rows, "runbook")
+        left = [f"{tool.name} (more than {tool.limit} files take minutes)" for tool in self.tools if tool not in tools]
+        return lines + [f"  not measured: {', '.join(left)}"] * bool(left)
+
+    def _measured(self, tools: Sequence[Tool], count: int) -> dict[str, dict[str, list[tuple[float, float]]]]:
+        """Return seconds, and seconds of the client's processor, by kind of run and tool; the tools take turns."""
+        times: dict[str, dict[str, list[tuple[float, float]]]] = {
+            kind: {tool.name: [] for tool in tools} for kind in ("fresh", "no-op")
+        }
+        for _ in range(self._repeat):
+            for tool in tools:
+                target = self._target(tool, count)
+                for kind in ("fresh", "no-op") if tool.knows_what_is_done else ("fresh",):
+                    times[kind][tool.name].append(timed_client(tool.run, target))
+                self._drop(target)
+        return times
+
+    def linear(self, counts: Sequence[int]) -> list[str]:
+        """Measure what a file costs as their number grows, fresh and with nothing to do."""
+        lines = ["the engine, cost of a file"]
+        for count in counts:
+            found = self._measured(self.tools[:1], count)
+            row: dict[str, float] = {}
+            for kind, times in found.items():
+                wall, cpu = min(times["runbook"])
+                row |= {kind: wall, f"{kind}, client": cpu}
+            self.result[f"linear, {count} files"] = row
+            lines.append(
+                f"  {count:>6} files"
+                + "".join(
+                    f"   {kind} {row[kind]:8.3f} s = {row[kind] / count * 1000:7.3f} ms a file "
+                    f"(client {row[f'{kind}, client'] / count * 1000:.3f})"
+                    for kind in found
+                )
+            )
         return lines
+
+    def playbook(self, times: int) -> list[str]:
+        """Measure playbooks/migrate.yml with nothing pending, and each of its tasks."""
+        place = inventory.write(self._folder / "inventory", self._cluster, "bench_playbook")
+        _ansible("setup", place, self._folder)
+        walls: list[float] = []
+        tasks: dict[str, list[float]] = {}
+        for _ in range(times):
+            log = self._folder / "ansible.log"
+            log.unlink(missing_ok=True)
+            walls.append(timed(lambda where: _ansible("migrate", where, self._folder), place))
+            for name, seconds in task_seconds(log.read_text(encoding="utf-8")):
+                tasks.setdefault(name, []).append(seconds)
+        wall = statistics.median(walls)
+        costs = {name: statistics.median(found) for name, found in tasks.items()}
+        self.result["migrate.yml, nothing pending"] = {"seconds": wall, "tasks": costs}
+        return [
+            f"playbooks/migrate.yml, nothing pending: {wall:.2f} s, allowed {_PLAYBOOK_SECONDS:.0f} s",
+            *(f"  {name:<76} {seconds:6.2f} s" for name, seconds in costs.items()),
+            f"  {'start and end of ansible-playbook':<76} {wall - sum(costs.values()):6.2f} s",
+        ]
 
     def databases(self, count: int) -> list[str]:
         """Measure many databases with nothing pending: one call of the module, and a loop over dbmate."""
@@ -415,6 +529,44 @@ class Bench:
         ]
 
 
+def _ansible(playbook: str, place: Path, folder: Path) -> None:
+    """Run a playbook with Ansible's own output, which goes to a log with the time of each line."""
+    done = subprocess.run(
+        [str(VENV / "bin/ansible-playbook"), f"playbooks/{playbook}.yml", "-i", str(place)],
+        cwd=ROOT,
+        env=environment()
+        | {"ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default", "ANSIBLE_LOG_PATH": str(folder / "ansible.log")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ToolError(
+            f"playbooks/{playbook}.yml ended {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-2000:]}"
+        )
+
+
+_LOGGED = re.compile(r"^(\S+ \S+) p=\d+ .*?\| (?:TASK \[(.*)\]|(PLAY RECAP)) \**$", re.MULTILINE)
+
+
+def task_seconds(log: str) -> list[tuple[str, float]]:
+    """Return the tasks of a run and what each took, from the beginning of one to that of the next."""
+    found = [
+        (datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC), name)
+        for at, name, _ in _LOGGED.findall(log)
+    ]
+    return [(name, (after - at).total_seconds()) for (at, name), (after, _) in itertools.pairwise(found)]
+
+
+def timed_client(call: Callable[[Any], object], argument: Any) -> tuple[float, float]:
+    """Return the seconds that a call takes, and those that the processes which it ran have used the processor for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = timed(call, argument)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def timed(call: Callable[[Any], object], argument: Any) -> float:
     """Return the seconds that a call takes."""
     begin = time.perf_counter()
@@ -442,6 +594,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--databases", type=int, default=1000, help="how many databases; 0 for none (default %(default)s)"
     )
+    parser.add_argument(
+        "--linear",
+        default="",
+        help="also what a file costs with so many files, with commas between, as 10,100,1000,10000",
+    )
+    parser.add_argument(
+        "--playbook", type=int, default=3, help="how often migrate.yml is run; 0 for never (default %(default)s)"
+    )
     parser.add_argument("--tools", default="", help="only these beside the engine, with commas between")
     parser.add_argument("--json", type=Path, default=CACHE / "result.json", help="where to write (default %(default)s)")
     options = parser.parse_args(arguments)
@@ -455,8 +615,12 @@ def main(arguments: list[str] | None = None) -> int:
             wanted = {tool.strip() for tool in options.tools.split(",")}
             tools = [tool for tool in TOOLS if tool is TOOLS[0] or tool.name in wanted or not options.tools]
             bench = Bench(cluster, folder, options.repeat, tools)
-            for count in options.files.split(","):
+            for count in filter(None, options.files.split(",")):
                 show(bench.files(int(count)))
+            if options.linear:
+                show(bench.linear([int(count) for count in options.linear.split(",")]))
+            if options.playbook:
+                show(bench.playbook(options.playbook))
             if options.databases:
                 show(bench.databases(options.databases))
             show(bench.stall())

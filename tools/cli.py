@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tools import bootstrap, child, console, demo, quality
 from tools.binaries import ensure_binaries
 from tools.cluster import SECRETS_FILE, demo_cluster, demo_secrets
-from tools.project import ROOT, ToolError, environment, remove
+from tools.project import ROOT, ToolError, environment, libpq_variables, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ Settler's database runbook, run from one place.
   ./runbook setup             make .venv and nothing else
   ./runbook cluster up|down|status                the demo's PostgreSQL alone
   ./runbook bench [ARG…]      compare the engine with its peers (--help tells how)
+  ./runbook generate [ARG…]   fill a database with rows that hurt, in any shape (--help tells how)
   ./runbook bench-backup [ARG…]  compare backup and rollback with pg_dump and psql
   ./runbook expect            write sql/verify/expected.yml from sql/migrations
   ./runbook readmes           write the variables of the roles into their READMEs
@@ -145,6 +146,11 @@ def _bench(arguments: list[str]) -> int:
     return quality.tool("bench", arguments)
 
 
+def _generate(arguments: list[str]) -> int:
+    bootstrap.ensure()
+    return quality.tool("generate", arguments, libpq_variables())
+
+
 def _bench_backup(arguments: list[str]) -> int:
     bootstrap.ensure()
     ensure_binaries()
@@ -178,6 +184,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "bench-backup": _bench_backup,
     "expect": _expect,
+    "generate": _generate,
     "readmes": _readmes,
     "lock": _lock,
 }

@@ -85,7 +85,7 @@ def _load_legacy(state: State) -> None:
         env = environment() | {"PGPASSFILE": str(passwords)}
         psql = [f"{state.bin}/psql", "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-v", f"database={DATABASE}"]
         _run([*psql, "-d", f"{address} dbname=postgres", "-f", str(clear)], env=env)
-        generate = [str(VENV_PYTHON), "-m", "tools.legacy", "--conninfo", f"{address} dbname={DATABASE}"]
+        generate = [str(VENV_PYTHON), "-m", "tools.generate", "--dbname", f"{address} dbname={DATABASE}"]
         _run([*generate, "--shape", "oldest", "--rows", str(_ROWS), "--seed", str(_SEED)], env=env)
 
 

@@ -44,10 +44,19 @@ def environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
     return env
 
 
+def libpq_variables() -> dict[str, str]:
+    """Return what ``environment`` takes away of libpq's, for a command that goes to a server of the user's choice."""
+    return {name: value for name, value in os.environ.items() if _is_libpq(name)}
+
+
+def _is_libpq(name: str) -> bool:
+    return name.startswith("PG") and not name.startswith("PG_")
+
+
 def _is_foreign(name: str) -> bool:
     if name.startswith("ANSIBLE_"):
         return name not in _OUR_ANSIBLE
-    return name in _FOREIGN or (name.startswith("PG") and not name.startswith("PG_"))
+    return name in _FOREIGN or _is_libpq(name)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -6,10 +6,14 @@ import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from tools import child, console, majors
 from tools.project import COLLECTION, ROOT, VENV_PYTHON, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _REPORT = ROOT / ".cache" / "pytest.xml"
 _NO_TESTS = 5  # pytest's exit status where it found none
@@ -69,10 +73,10 @@ def format_code() -> int:
     return max(child.run(["ruff", *command, "."]) for command in (["check", "--fix-only", "--quiet"], ["format"]))
 
 
-def tool(name: str, arguments: list[str]) -> int:
-    """Run one of our own tools that needs the virtual environment."""
+def tool(name: str, arguments: list[str], variables: Mapping[str, str] | None = None) -> int:
+    """Run one of our own tools that needs the virtual environment, with these variables besides."""
     command = [str(VENV_PYTHON), "-m", f"tools.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
+    return subprocess.run(command, cwd=ROOT, env=environment() | dict(variables or {}), check=False).returncode
 
 
 def pytest(arguments: list[str]) -> Outcome:

@@ -703,7 +703,7 @@ begin
        $def$executions (tenant_id, started_at desc) where status = 'running'$def$),
       ('idx_executions_job_started', '', 'executions (job_id, started_at desc)'),
       ('idx_matches_tenant_matched', '', 'matches (tenant_id, matched_at desc)'),
-      ('idx_matches_job_confidence', '', 'matches (job_id, confidence desc)'),
+      ('idx_matches_job_confidence', '', 'matches (job_id, tenant_id, confidence desc)'),
       ('idx_matches_execution_id', '', 'matches (execution_id)'),
       ('idx_unmatched_tenant_created', '', 'unmatched (tenant_id, created_at desc)'),
       ('idx_unmatched_job_id', '', 'unmatched (job_id)'),
@@ -717,10 +717,12 @@ begin
       ('idx_webhook_payloads_unprocessed', '', 'webhook_payloads (tenant_id, received_at) where processed = false'),
       ('idx_webhook_deliveries_webhook_created', '', 'webhook_deliveries (webhook_id, created_at desc)'),
       ('idx_webhook_deliveries_retry', '', $def$webhook_deliveries (next_retry_at) where status = 'failed'$def$),
+      ('idx_webhook_deliveries_webhook_retry', '',
+       $def$webhook_deliveries (webhook_id, next_retry_at) where status = 'failed'$def$),
       ('idx_audit_logs_tenant_timestamp', '', 'audit_logs (tenant_id, "timestamp" desc)'),
       ('idx_audit_logs_user_timestamp', '', 'audit_logs (user_id, "timestamp")'),
       ('idx_audit_logs_api_key_id', '', 'audit_logs (api_key_id) where api_key_id is not null'),
-      ('idx_idempotency_tenant_id', '', 'idempotency_keys (tenant_id)'),
+      ('idx_idempotency_tenant_expires', '', 'idempotency_keys (tenant_id, expires_at)'),
       ('idx_idempotency_expires', '', 'idempotency_keys (expires_at)'),
       ('idx_revoked_tokens_expires_at', '', 'revoked_tokens (expires_at)'),
       ('idx_blocked_ips_tenant_id', '', 'blocked_ips (tenant_id)'),
@@ -733,8 +735,8 @@ begin
       ('idx_feature_flag_changes_flag_created', '', 'feature_flag_changes (feature_flag_id, created_at desc)'),
       ('idx_feature_flag_changes_changed_by', '', 'feature_flag_changes (changed_by) where changed_by is not null'),
       ('idx_event_store_tenant', '', 'event_store (tenant_id, created_at)'),
-      ('idx_event_store_aggregate_replay', '', 'event_store (aggregate_id, aggregate_type, id)'),
-      ('idx_snapshots_tenant', '', 'snapshots (tenant_id, created_at)'),
+      ('idx_event_store_aggregate_replay', '', 'event_store (aggregate_id, aggregate_type, tenant_id, id)'),
+      ('idx_snapshots_tenant', '', 'snapshots (tenant_id, aggregate_id, aggregate_type, snapshot_version desc)'),
       ('idx_snapshots_event_id', '', 'snapshots (event_id)'),
       ('idx_saga_state_tenant', '', 'saga_state (tenant_id, status)'),
       ('idx_dlq_tenant', '', 'dead_letter_queue (tenant_id, created_at)'),
@@ -763,7 +765,7 @@ begin
       'idx_unmatched_tenant_id', 'idx_unmatched_tenant_execution', 'idx_reports_job_id', 'idx_reports_tenant_id',
       'idx_reports_tenant_execution', 'idx_webhooks_active_tenant', 'idx_webhook_payloads_tenant_id',
       'idx_webhook_deliveries_webhook_id', 'idx_audit_logs_tenant_id', 'idx_audit_logs_user_id',
-      'idx_idempotency_user_key', 'idx_blocked_ips_ip', 'idx_blocked_ips_active', 'idx_security_events_tenant_id',
+      'idx_idempotency_user_key', 'idx_idempotency_tenant_id', 'idx_blocked_ips_ip', 'idx_blocked_ips_active', 'idx_security_events_tenant_id',
       'idx_tenant_usage_tenant_id', 'idx_feature_flags_name', 'idx_feature_flag_changes_flag_id',
       'idx_event_store_aggregate', 'idx_snapshots_aggregate', 'idx_saga_state_saga_id', 'idx_dlq_unresolved',
       'idx_reconciliation_summary_tenant', 'idx_tenant_usage_tenant_date', 'idx_error_hotspots_tenant'
@@ -1225,9 +1227,10 @@ begin
     select * from (values
       ('tenant_isolation_tenants', 'tenants', 'all',
        'id = (select current_tenant_id())', 'id = (select current_tenant_id())', 'A tenant''s own row.'),
+      -- An array is asked for once and then looked up in an index; exists() would be asked of every tenant's deliveries.
       ('tenant_isolation_webhook_deliveries', 'webhook_deliveries', 'all',
-       'exists (select from webhooks where webhooks.id = webhook_deliveries.webhook_id
-                  and webhooks.tenant_id = (select current_tenant_id()))',
+       'webhook_id = any (array(
+          select webhooks.id from webhooks where webhooks.tenant_id = (select current_tenant_id())))',
        'exists (select from webhooks where webhooks.id = webhook_deliveries.webhook_id
                   and webhooks.tenant_id = (select current_tenant_id()))',
        'The deliveries of a tenant''s own webhooks.'),

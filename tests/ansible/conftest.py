@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import itertools
+import os
 import shutil
+import socket
 import subprocess
+import time
+import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +19,8 @@ import ansible_runner
 import psycopg
 import pytest
 
-from tools import inventory, legacy, project
+from tests.support import free_port
+from tools import apt, generate, inventory, legacy, project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +105,7 @@ class Deployment:
             server.execute(f"CREATE DATABASE {self.database} TEMPLATE template0 ENCODING UTF8 LOCALE 'C.UTF-8'")
         with self.connect() as connection:
             legacy.create(connection, "oldest")
-            legacy.fill(connection, "oldest", rows=2000, seed=7, tenants=3)
+            generate.fill(connection, shape="oldest", rows=2000, seed=7)
         return self.row_counts()
 
     def row_counts(self) -> dict[str, int]:
@@ -201,3 +207,91 @@ def _deployment(cluster: Cluster, folder: Path, copy_of: str | None = None) -> I
                 server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
             for role in ("app", "migrator", "owner") if not copy_of else ():
                 server.execute(f"DROP ROLE IF EXISTS {prefix}_{role}")
+
+
+@dataclass
+class Bastion:
+    """A host that is reached over ssh, whose Python has psycopg and no pglast."""
+
+    port: int
+    key: Path
+    known_hosts: Path
+    python: Path
+
+    def variables(self) -> dict[str, str | int]:
+        """Return the variables of a host in the inventory that stand for it."""
+        return {
+            "ansible_connection": "ssh",
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.port,
+            "ansible_user": getpass.getuser(),
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.known_hosts} -o IdentitiesOnly=yes -F /dev/null",
+            "ansible_python_interpreter": str(self.python),
+        }
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a virtual environment whose Python has psycopg, and no pglast."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
+    ours = Path(psycopg.__file__).parent.parent
+    for name in ("psycopg", "psycopg_binary", "psycopg_binary.libs", "typing_extensions.py", "yaml"):
+        (site / name).symlink_to(ours / name)
+    for module, rc in {"psycopg": 0, "pglast": 1}.items():
+        assert (
+            subprocess.run([python, "-c", f"import {module}"], stderr=subprocess.DEVNULL, check=False).returncode == rc
+        )
+    return python
+
+
+@pytest.fixture(scope="session")
+def bastion(tmp_path_factory: pytest.TempPathFactory, bare_python: Path) -> Iterator[Bastion]:
+    """Yield a host behind an ssh server of our own, on 127.0.0.1, with keys made for it."""
+    server = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if server is None:
+        with apt.no_services():
+            apt.install("openssh-server")
+        server = "/usr/sbin/sshd"
+    folder = tmp_path_factory.mktemp("bastion")
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+    (folder / "authorized_keys").write_text((folder / "user.pub").read_text())
+    port = free_port()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "authorized_keys",
+        "PidFile": "none",
+        "PermitRootLogin": "prohibit-password",
+        "PasswordAuthentication": "no",
+        "StrictModes": "no",  # the folder of the tests lies in /tmp
+        "UsePAM": "no",
+        "Subsystem": "sftp internal-sftp",
+    }
+    (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd leaves its rights
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([server, "-D", "-e", "-f", str(folder / "config")], stderr=log)
+        try:
+            _wait_for_port(port, process, folder / "log")
+            yield Bastion(port, folder / "user", folder / "known_hosts", bare_python)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server listens."""
+    while True:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)

@@ -47,6 +47,7 @@ def adopt(cluster, roles, tmp_path):
             "project": "settler",
             "ledger_schema": "runbook",
             "lock_wait": 5.0,
+            "scripts_file": None,
             **changes,
         }
         return call_module("adopt", arguments, check=check)

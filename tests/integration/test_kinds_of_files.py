@@ -9,7 +9,8 @@ import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _batch
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import Options, pending_plan
+from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan
+from ansible_collections.settler.runbook.plugins.module_utils._run import Options
 
 from tests.support import (
     Background,

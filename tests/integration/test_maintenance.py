@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.support import Background, as_migrator, call_module, login, run_module, wait_until
+from tests.support import Background, as_migrator, call_module, login, migration, refused, run_module, wait_until
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def window(cluster, roles):
     def run(database, state="present", check=False, **changes):
         arguments = {
             **as_migrator(cluster, roles, database), "state": state, "roles": [roles.app], "set_role": roles.owner,
-            "drain": 0.2, "run_id": "r", **changes,
+            "drain": 0.2, "run_id": "r", "lock_wait": 0.2, **changes,
         }  # fmt: skip
         return call_module("maintenance", arguments, check=check)
 
@@ -191,3 +191,53 @@ def test_it_works_without_becoming_another_role(cluster, new_database, connect, 
     session = connect(database, user=roles.app)
     run_module("maintenance", {**login(cluster, database), "state": "present", "roles": [roles.app], "drain": 0})
     assert is_ended(session)
+
+
+# Other runs
+
+
+@pytest.mark.every_major
+def test_window_is_another_one_after_anybody_has_opened_or_closed_one(new_database, connect, window, apply):
+    database = new_database()
+    first = window(database)["window"]
+    apply(database, [migration("SELECT 1", "001_a.sql")], window=first)  # it is still ours
+    apply(database, [migration("SELECT 1", "001_a.sql")], window=first)
+    for state in ("present", "absent"):
+        mine = window(database)["window"]
+        window(database, state, run_id="other")
+        error = refused(apply, database, [migration("SELECT 1", "001_a.sql"), migration("SELECT 2", "002_b.sql")],
+                        window=mine)  # fmt: skip
+        assert "since this run opened its window" in error.message
+        assert error.facts["foreign_window"] is True
+    with connect(database) as session:
+        assert session.execute("SELECT file FROM runbook.migrations").fetchall() == [("001_a.sql",)]
+    window(database, run_id="r")
+
+
+@pytest.mark.parametrize("step", ["backup", "migrate", "verify", "restore"])
+def test_window_is_not_opened_while_another_run_is_at_work(new_database, connect, cluster, window, step):
+    database = new_database()
+    with psycopg.connect(cluster.conninfo(database), application_name=f"runbook:other:{step}"):
+        result = window(database)
+        assert "another run is at work in this database" in result["msg"]
+        assert f"runbook:other:{step}" in result["msg"]
+        assert result["foreign_window"] is True
+        assert may_connect(connect, database)
+    assert wait_until(lambda: window(database).get("window"))
+
+
+def test_own_sessions_and_those_that_only_look_are_not_in_the_way(new_database, cluster, window):
+    database = new_database()
+    for name in ("runbook:r:backup", "runbook:other:info", "runbook:preflight", "api"):
+        with psycopg.connect(cluster.conninfo(database), application_name=name):
+            assert window(database)["window"]
+
+
+def test_window_waits_for_what_a_killed_run_has_left(new_database, connect, cluster, window):
+    database = new_database()
+    left = psycopg.connect(cluster.conninfo(database), application_name="runbook:killed:migrate")
+    opening = Background(lambda: window(database, lock_wait=20))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'runbook:r:maintenance'"
+    wait_until(lambda: connect("postgres").execute(waiting, [database]).fetchone()[0])
+    left.close()
+    assert opening.value()["window"]

@@ -11,13 +11,8 @@ import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _statements
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
-    Options,
-    Outcome,
-    migrate,
-    pending_plan,
-    run_lock,
-)
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import Options, Outcome, migrate, run_lock
+from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan
 from psycopg import sql
 
 from tests.support import (
@@ -304,6 +299,40 @@ def test_ledger_that_cannot_be_written_fails_the_file_by_its_name(new_database, 
     error = refused(apply, database, files("SET TRANSACTION READ ONLY;"))
     assert "001_step.sql" in error.message
     assert error.facts["sqlstate"] == "25006"
+
+
+def test_next_file_that_cannot_be_opened_is_no_failure_of_the_one_before(new_database, apply, ask):
+    """The transaction of the next file is opened in the round trip of the COMMIT."""
+    database, done = new_database(), Outcome()
+    steps = files("CREATE TABLE a (i int);", "-- runbook: role=nobody_of_this_name\nCREATE TABLE b (i int);")
+    assert refused(apply, database, steps, outcome=done).message.startswith(
+        "/migrations/002_step.sql: the transaction could not be opened"
+    )
+    assert [step.file for step in done.applied] == ["001_step.sql"]
+    assert ask(database, "SELECT array_agg(file || ' ' || state) FROM runbook.migrations") == ["001_step.sql applied"]
+    assert ask(database, TABLES) == ["a"]
+
+
+def test_file_costs_two_round_trips_more_than_its_statements(new_database, apply, monkeypatch):
+    sent, counts, execute = [], [], psycopg.Cursor.execute
+
+    def counting(self, query, *rest, **more):
+        sent.append(query)
+        return execute(self, query, *rest, **more)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", counting)
+    for number in (10, 20):
+        database, before = new_database(), len(sent)
+        tables = [f"CREATE TABLE t{i} (i int); CREATE INDEX ON t{i} (i);" for i in range(number)]
+        apply(database, files(*tables), analyze=False, refresh=False)
+        counts.append(len(sent) - before)
+    assert counts[1] - counts[0] == 10 * (2 + 2)
+
+
+def test_percent_signs_are_no_parameters(new_database, apply, ask):
+    database = new_database()
+    apply(database, files("CREATE TABLE a (i int);"), run_id="100%s", schema="run%b")
+    assert ask(database, 'SELECT run_id FROM "run%b".migrations') == "100%s"
 
 
 # What the parser cannot see

@@ -8,7 +8,7 @@ import time
 import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import pending_plan
+from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options
 from ansible_collections.settler.runbook.plugins.module_utils._watch import may_end
 
@@ -122,6 +122,13 @@ def test_progress_of_a_long_statement_has_phase_and_percent(new_database, apply)
     assert any("CREATE INDEX: " in line and "%" in line for line in said)
 
 
+def test_many_quick_statements_are_not_silent_either(new_database, apply):
+    said: list[str] = []
+    quick = migration("CREATE TABLE b (id int);\n" + "INSERT INTO b SELECT 1 FROM pg_sleep(0.01);\n" * 200)
+    apply(new_database(), [quick], say=said.append, lock_timeout=0.4, progress_interval=0.05)
+    assert any(line.startswith("001_test.sql (1 of 1): statement ") and " of 201, line " in line for line in said)
+
+
 def test_quick_run_has_no_second_connection_and_says_nothing(new_database, apply, ask):
     said: list[str] = []
     database = new_database()
@@ -223,7 +230,7 @@ def test_plan_reads_a_ledger_of_the_first_version(cluster, roles, tmp_path, new_
         "migration_info",
         {**as_migrator(cluster, roles, database), "directory": str(tmp_path), "run_id": "", "ledger_schema": "runbook",
          "out_of_order": False, "optional": [], "application_roles": [], "events": 5, "set_role": roles.owner,
-         "hazards_allowed": [], "hazard_min_bytes": 1},
+         "hazards_allowed": [], "hazard_min_bytes": 1, "scripts_file": None},
     )  # fmt: skip
     assert info["pending"] == ["002_step.sql"]
     assert [plan["file"] for plan in info["plan"]] == info["pending"]

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 
-from tests.support import as_migrator, refused, run_module, wait_until, write_migrations
+from tests.support import as_migrator, free_port, refused, run_module, wait_until, write_migrations
 from tools import apt
 from tools.account import Account
 
@@ -41,9 +41,7 @@ def pooled(cluster, roles, tmp_path, pgbouncer) -> Iterator[Callable[[str], int]
     started: list[subprocess.Popen[bytes]] = []
 
     def start(mode: str) -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         account, folder = Account.for_server(), Path("/tmp") / f"settler-pooler-{os.getpid()}-{mode}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import snapshot
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
+from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
+from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
+from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, health, orphans, sequences
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 
-from tests.support import PROJECT, as_migrator, call_module
-from tools import legacy
+from tests.support import PROJECT, as_migrator, call_module, run_module
+from tools import generate, legacy
 
-MIGRATIONS = sorted((PROJECT / "sql/migrations").glob("[0-9]*.sql"))
 EXPECTED = read_expectation(str(PROJECT / "sql/verify/expected.yml"))
 NAMES = {"settler_owner": "$owner", "settler_migrator": "$migrator", "settler_app": "$app"}
 PROTECTED = sorted(name for name, table in EXPECTED["tables"].items() if table.get("row_security", "off") != "off")
@@ -73,6 +79,98 @@ SABOTAGES = {
         "jsonb_build_object('id', 9000, 'event_id', gen_random_uuid(), 'event_version', 4711))).* "
         "FROM event_store e LIMIT 1"),
         "event_store_id_seq"),
+    "a sequence that was reset": (
+        "ALTER SEQUENCE event_store_id_seq RESTART", "event_store_id_seq"),
+    "a sequence that a default uses without owning it is behind": (
+        ("CREATE SEQUENCE loose; ALTER TABLE jobs ALTER version SET DEFAULT nextval('loose'); "
+        "UPDATE jobs SET version = 50"), "sequence ahead loose"),
+    "a policy without its check": (
+        ("DROP POLICY tenant_isolation_audit_logs ON audit_logs; "
+        "CREATE POLICY tenant_isolation_audit_logs ON audit_logs "
+        "USING (tenant_id = (SELECT current_tenant_id()))"), "tenant_isolation_audit_logs"),
+    "a policy that is permissive no more": (
+        ("DROP POLICY tenant_isolation_jobs ON jobs; CREATE POLICY tenant_isolation_jobs ON jobs AS RESTRICTIVE "
+        "USING (tenant_id = (SELECT current_tenant_id()))"), "tenant_isolation_jobs"),
+    "a policy for one command": (
+        ("DROP POLICY tenant_isolation_jobs ON jobs; CREATE POLICY tenant_isolation_jobs ON jobs FOR SELECT "
+        "USING (tenant_id = (SELECT current_tenant_id()))"), "tenant_isolation_jobs"),
+    "a view of another table": (
+        ("CREATE TABLE mv_job_performance AS SELECT * FROM private.mv_job_performance; CREATE OR REPLACE VIEW "
+        "job_performance WITH (security_barrier) AS SELECT * FROM public.mv_job_performance "
+        "WHERE tenant_id = (SELECT current_tenant_id())"), "view definition public.job_performance"),
+    "a view of another column": (
+        ("CREATE OR REPLACE VIEW job_performance WITH (security_barrier) AS SELECT tenant_id, job_id, runs, failed AS "
+        "completed, completed AS failed, success_rate, average_duration_ms, longest_duration_ms "
+        "FROM private.mv_job_performance WHERE tenant_id = (SELECT current_tenant_id())"),
+        "view definition public.job_performance"),
+    "a view without its barrier": ("ALTER VIEW job_performance RESET (security_barrier)", "public.job_performance"),
+    "a view that can be written": ("GRANT TRUNCATE ON job_performance TO PUBLIC", "public.job_performance"),
+    "a materialized view that the application reads": (
+        "GRANT SELECT ON private.mv_job_performance TO settler_app", "private.mv_job_performance"),
+    "a schema that is open": ("GRANT USAGE ON SCHEMA private TO settler_app", "private: $app"),
+    "a stray materialized view": ("CREATE MATERIALIZED VIEW stray AS SELECT * FROM users", "public.stray"),
+    "a materialized view that is empty": (
+        "REFRESH MATERIALIZED VIEW private.mv_job_performance WITH NO DATA", "mv_job_performance"),
+    "a rule": ("CREATE RULE swallow AS ON DELETE TO audit_logs DO INSTEAD NOTHING", "public.audit_logs: swallow"),
+    "a statistics object": ("CREATE STATISTICS stray ON status, version FROM jobs", "public.jobs: stray"),
+    "a leftover of a rebuild": ("CREATE INDEX idx_ccnew ON jobs (name)", "idx_ccnew: none"),
+    "an older leftover of a rebuild": ("CREATE INDEX idx_ccold1 ON jobs (name)", "idx_ccold1: none"),
+    "a constraint that became deferrable": (
+        "ALTER TABLE executions ALTER CONSTRAINT executions_job_id_fkey DEFERRABLE", "executions_job_id_fkey"),
+    "a constraint with another action": (
+        ("ALTER TABLE executions DROP CONSTRAINT executions_job_id_fkey, ADD CONSTRAINT executions_job_id_fkey "
+        "FOREIGN KEY (job_id) REFERENCES jobs ON DELETE RESTRICT"), "executions_job_id_fkey"),
+    "a column that is generated": (
+        "ALTER TABLE jobs DROP COLUMN version, ADD version int GENERATED ALWAYS AS (1) STORED", "version"),
+    "a column that is stored otherwise": ("ALTER TABLE jobs ALTER rules SET STORAGE EXTERNAL", "rules"),
+    "a column with other statistics": ("ALTER TABLE jobs ALTER status SET STATISTICS 0", "status"),
+    "a table without replica identity": ("ALTER TABLE jobs REPLICA IDENTITY NOTHING", "public.jobs"),
+    "a child of a table": ("CREATE TABLE stray () INHERITS (jobs)", "public.stray"),
+    "a column grant to the application": (
+        "GRANT UPDATE (id) ON tenants TO settler_app WITH GRANT OPTION", "tenants: id"),
+    "a grant with its option": ("GRANT SELECT ON jobs TO settler_app WITH GRANT OPTION", "public.jobs: $app"),
+    "default privileges in all schemas": (
+        "ALTER DEFAULT PRIVILEGES FOR ROLE settler_owner GRANT EXECUTE ON FUNCTIONS TO settler_app", "all schemas"),
+    "default privileges with grant option": (
+        ("ALTER DEFAULT PRIVILEGES FOR ROLE settler_owner IN SCHEMA public GRANT SELECT ON TABLES TO settler_app "
+        "WITH GRANT OPTION"), "$owner in public on tables"),
+    "a function that is asked before the policies": (
+        "ALTER FUNCTION current_tenant_id() LEAKPROOF", "leakproof public.current_tenant_id"),
+    "a function with another default": (
+        ("DO $$ BEGIN "
+        "EXECUTE replace(pg_get_functiondef('check_tenant_quota'::regproc), 'DEFAULT 1', 'DEFAULT 0'); END $$"),
+        "arguments public.check_tenant_quota"),
+    "a function that is cheap to the planner": ("ALTER FUNCTION current_tenant_id() COST 1", "current_tenant_id"),
+    "a function that is parallel": ("ALTER FUNCTION propagate_tenant_id_to_jobs() PARALLEL SAFE", "tenant_id_to_jobs"),
+    "a sequence that skips": ("ALTER SEQUENCE event_store_id_seq CACHE 100", "range public.event_store_id_seq"),
+    "a sequence with an end": ("ALTER SEQUENCE event_store_id_seq MAXVALUE 100000", "range public.event_store_id_seq"),
+    "a sequence that nobody owns": ("ALTER SEQUENCE event_store_id_seq OWNED BY NONE", "event_store_id_seq"),
+    "a publication": ("CREATE PUBLICATION stray FOR TABLE users", "publication stray"),
+    "an event trigger": (
+        ("CREATE FUNCTION watch() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END'; "
+        "CREATE EVENT TRIGGER stray ON ddl_command_end EXECUTE FUNCTION watch()"), "event trigger stray"),
+    "a collation": ("CREATE COLLATION stray FROM \"C\"", "collation public.stray"),
+    "an operator": ("CREATE OPERATOR === (FUNCTION = int4eq, LEFTARG = int, RIGHTARG = int)", "operator public.==="),
+    "a cast": ("CREATE CAST (text AS uuid) WITH INOUT AS IMPLICIT", "object cast ("),
+    "a foreign server": (
+        "CREATE FOREIGN DATA WRAPPER stray; CREATE SERVER away FOREIGN DATA WRAPPER stray", "server away"),
+    "a user mapping": (
+        ("CREATE FOREIGN DATA WRAPPER stray; CREATE SERVER away FOREIGN DATA WRAPPER stray; "
+        "CREATE USER MAPPING FOR settler_app SERVER away OPTIONS (password 'hidden')"),
+        "user mapping of \"$app\" on away"),
+    "a text search configuration": ("CREATE TEXT SEARCH CONFIGURATION stray (COPY = simple)", "public.stray"),
+    "a domain": ("CREATE DOMAIN stray AS text", "public.stray"),
+    "a range type": ("CREATE TYPE stray AS RANGE (SUBTYPE = int)", "public.stray"),
+    "an aggregate": ("CREATE AGGREGATE stray (int) (SFUNC = int4pl, STYPE = int)", "public.stray"),
+    "a composite orphan of a key that was never validated": (
+        ("ALTER TABLE users ADD UNIQUE (id, tenant_id); SET LOCAL session_replication_role = replica; "
+        "UPDATE jobs SET user_id = gen_random_uuid() WHERE id = (SELECT id FROM jobs LIMIT 1); "
+        "ALTER TABLE jobs ADD CONSTRAINT both_columns FOREIGN KEY (user_id, tenant_id) "
+        "REFERENCES users (id, tenant_id) NOT VALID"), "no orphans jobs.both_columns"),
+    "an orphan in a partition": (
+        ("CREATE TABLE parted (id int, job_id uuid REFERENCES jobs) PARTITION BY LIST (id); "
+        "CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1); SET LOCAL session_replication_role = replica; "
+        "INSERT INTO parted VALUES (1, gen_random_uuid())"), "no orphans parted.parted_job_id_fkey"),
     "an orphan": (
         ("SET LOCAL session_replication_role = replica; "
         "UPDATE executions SET job_id = gen_random_uuid() WHERE id = (SELECT id FROM executions LIMIT 1)"),
@@ -98,11 +196,12 @@ def good(cluster, roles, _template):
         server.execute(f"CREATE DATABASE {name} OWNER settler_owner TEMPLATE {_template}".encode())
         server.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC".encode())
         with psycopg.connect(cluster.conninfo(name), autocommit=True) as session:
-            session.execute("GRANT USAGE ON SCHEMA public TO PUBLIC; SET ROLE settler_owner")
-            for path in MIGRATIONS:
-                session.execute(path.read_bytes())
-            session.execute("RESET ROLE")
-            legacy.fill(session, legacy.CURRENT, 2000, 7)
+            session.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")
+            with engine_connect(as_migrator(cluster, roles, name)) as engine:
+                options = Options(run_id="r", role=roles.owner, hazards_allowed=("all",))
+                migrate(engine, read_migrations(PROJECT / "sql/migrations"), options, Outcome())
+            session.execute("DROP SCHEMA runbook CASCADE")
+            generate.fill(session, shape=legacy.CURRENT, rows=2000, seed=7)
         yield name
         server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
@@ -116,17 +215,18 @@ def session(good, cluster):
             yield connection
 
 
-def problems(session):
+def problems(session, *, rows_too=True):
     """Return what is wrong, a line each."""
     rows = compare(EXPECTED, snapshot(session, exclude=["runbook"], role_names=NAMES))
-    rows += health(session) + sequences(session) + orphans(session, 1 << 30)[0]
+    if rows_too:
+        rows += health(session) + sequences(session)[0] + orphans(session, 1 << 30)[0]
     return [f"{row.check} {row.object}: {row.expected} | {row.actual}" for row in rows if row.status != "ok"]
 
 
 def test_a_good_database_raises_no_alarm(session):
     assert problems(session) == []
     assert len(orphans(session, 1 << 30)[0]) > 10
-    assert len(sequences(session)) >= 1
+    assert len(sequences(session)[0]) >= 1
 
 
 @pytest.mark.parametrize("name", SABOTAGES)
@@ -162,7 +262,7 @@ def test_every_function_is_watched_in_body_security_and_search_path(session, sub
         ):
             with subtests.test(change), session.transaction(force_rollback=True):
                 session.execute(change.encode())
-                assert any(name.partition("(")[0] in line for line in problems(session))
+                assert any(name.partition("(")[0] in line for line in problems(session, rows_too=False))
 
 
 def test_a_changed_body_is_named(session):
@@ -182,7 +282,70 @@ def test_every_trigger_is_watched(session, subtests):
         for change in (f"ALTER TABLE {table} DISABLE TRIGGER {trigger}", f"DROP TRIGGER {trigger} ON {table}"):
             with subtests.test(change), session.transaction(force_rollback=True):
                 session.execute(change.encode())
-                assert any(trigger in line for line in problems(session))
+                assert any(trigger in line for line in problems(session, rows_too=False))
+
+
+def test_a_role_that_policies_bind_is_not_taken_for_one_that_sees_all(session):
+    session.execute("SET LOCAL ROLE settler_app")
+    assert sequences(session) == ([], ["event_store_id_seq", "snapshots_id_seq"])
+    rows, unread = orphans(session, 1 << 30)
+    assert rows == []
+    assert "executions.executions_job_id_fkey" in unread
+
+
+def test_a_constraint_that_is_not_enforced_is_named(session):
+    if session.info.server_version < 180000:
+        version = "ALTER TABLE jobs ADD CONSTRAINT lax CHECK (version > -9) NOT VALID"
+    else:
+        version = "ALTER TABLE jobs ADD CONSTRAINT lax CHECK (version > -9) NOT ENFORCED"
+    session.execute(version)
+    assert any("lax" in line for line in problems(session))
+
+
+def test_the_module_writes_all_checks_as_json_and_records_the_digest_in_the_ledger(
+    new_database, good, cluster, roles, tmp_path, connect
+):
+    database = new_database(template=good)
+    arguments = {
+        **as_migrator(cluster, roles, database), "expected": str(PROJECT / "sql/verify/expected.yml"),
+        "role_names": NAMES, "set_role": "settler_owner", "run_id": "run-7", "record": True,
+        "isolation": {"role": "settler_app"}, "json": str(tmp_path / "verify.json"),
+    }  # fmt: skip
+    checked = run_module("verify", arguments, check=True)
+    assert (checked["changed"], checked["recorded"], checked["counts"]["failed"]) == (False, False, 0)
+    assert checked["isolated_tables"] > 20
+    assert not (tmp_path / "verify.json").exists()
+    none_yet = run_module("verify", {**arguments, "record": True})
+    assert (none_yet["changed"], none_yet["recorded"]) == (False, False)  # there is no ledger
+    owner = connect(database, role="settler_owner")
+    Ledger(owner, "runbook").create()
+    result = run_module("verify", arguments)
+    assert (result["changed"], result["recorded"], result["checks"]) == (True, True, [])
+    assert result["digest"] == result["expected_digest"] == none_yet["digest"]
+    assert (result["sequences_drawn"], result["unproved"]) == ([], [])
+    written = json.loads((tmp_path / "verify.json").read_text())
+    assert len(written["checks"]) == sum(result["counts"].values())
+    assert {"check", "object", "expected", "actual", "status", "hint"} == set(written["checks"][0])
+    assert (written["digest"], written["run_id"]) == (result["digest"], "run-7")
+    assert (tmp_path / "verify.json").stat().st_mode & 0o777 == 0o600
+    (event,) = Ledger(owner, "runbook").events(5)
+    assert (event["event"], event["run_id"]) == ("verified", "run-7")
+    assert event["detail"]["digest"] == result["digest"]
+    assert event["detail"]["counts"] == result["counts"]
+
+
+def test_a_ledger_of_an_older_version_is_completed_for_the_event(new_database, connect):
+    owner = connect(new_database(), role="settler_owner")
+    ledger = Ledger(owner, "runbook")
+    ledger.create()
+    assert ledger.is_current()
+    owner.execute(
+        "ALTER TABLE runbook.events DROP CONSTRAINT events_event_check; "
+        "ALTER TABLE runbook.events ADD CONSTRAINT events_event_check CHECK (event IN ('applied', 'failed'))"
+    )
+    assert not ledger.is_current()
+    ledger.create()
+    assert ledger.is_current()
 
 
 def test_the_module_tells_of_tables_that_it_did_not_read_and_writes_junit_for_its_owner(good, cluster, roles, tmp_path):
@@ -190,7 +353,8 @@ def test_the_module_tells_of_tables_that_it_did_not_read_and_writes_junit_for_it
         **as_migrator(cluster, roles, good), "expected": None, "role_names": {}, "exclude_schemas": ["runbook"],
         "unexpected": "warn", "set_role": "settler_owner", "orphans_max_bytes": 0, "isolation": None, "run_id": "",
         "allow": [{"check": "*", "object": "public.x", "reason": "gone soon", "until": "2999-01-01"}],
-        "junit": str(tmp_path / "verify.xml"),
+        "junit": str(tmp_path / "verify.xml"), "json": None, "record": False, "ledger_schema": "runbook",
+        "before": None, "changes": [], "jobs": 1,
     }  # fmt: skip
     result = call_module("verify", arguments)
     assert result["counts"]["failed"] == 0
@@ -202,4 +366,4 @@ def test_the_module_tells_of_tables_that_it_did_not_read_and_writes_junit_for_it
 
 def test_what_is_no_sequence_is_not_asked_for_a_sequence_s_rights(session):
     session.execute("SET LOCAL enable_nestloop = off; SET LOCAL enable_mergejoin = off")
-    assert [row.object for row in sequences(session)] == ["event_store_id_seq", "snapshots_id_seq"]
+    assert [row.object for row in sequences(session)[0]] == ["event_store_id_seq", "snapshots_id_seq"]

@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from tools import legacy
+from tools import generate, legacy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -273,7 +271,7 @@ def test_tables_are_what_the_facts_say(owner) -> None:
 def test_a_second_run_changes_and_locks_nothing(new_database, connect, cluster) -> None:
     connection = connect(new_database(), role="settler_owner")
     migrate(connection)
-    legacy.fill(connection, legacy.CURRENT, 1000, 7)
+    generate.fill(connection, shape=legacy.CURRENT, rows=1000, seed=7)
     schema, rows = schema_of(cluster, connection.info.dbname), contents(connection)
     with connection.transaction():
         migrate(connection)
@@ -318,9 +316,10 @@ def test_every_old_shape_becomes_the_same_schema_and_keeps_every_row(
     shape, new_database, connect, cluster, reference
 ) -> None:
     connection = old_database(new_database, connect, shape)
-    loaded = legacy.fill(connection, shape, 1500, 7)
+    loaded = generate.fill(connection, shape=shape, rows=1500, seed=7)
     before = contents(connection, without_tenant=True)
-    assert sum(count for count, _ in before.values()) == loaded > 1400
+    assert {table: count for table, (count, _) in before.items()} == loaded
+    assert sum(loaded.values()) > 1400
 
     migrate(connection)
 
@@ -917,58 +916,3 @@ def test_the_apis_queries_find_an_index_under_the_policy(owner, app, query, inde
     plan = "\n".join(line for (line,) in lines)
     assert index in plan
     assert "InitPlan" in plan, "the tenant is asked for once, not for every row"
-
-
-# The generator -------------------------------------------------------------------------------------------------------
-
-
-def digest(shape: str, rows: int, seed: int, tenants: int = 5) -> str:
-    found = hashlib.sha256()
-    for name, columns, pieces in legacy.stream(shape, rows, seed, tenants):
-        found.update(f"{name} {columns}\n".encode())
-        for piece in pieces:
-            found.update(piece)
-    return found.hexdigest()
-
-
-def test_the_same_seed_makes_the_same_bytes_and_another_one_others() -> None:
-    first = digest("materialized_views", 3000, 7)
-    assert digest("materialized_views", 3000, 7) == first
-    assert len({first, digest("materialized_views", 3000, 8), digest("materialized_views", 3000, 7, 6)}) == 3
-
-
-def test_generated_rows_hurt_and_load_into_the_present_schema(new_database, connect, cluster, reference) -> None:
-    connection = connect(new_database(), role="settler_owner")
-    migrate(connection)
-    loaded = legacy.fill(connection, legacy.CURRENT, 3000, 7, tenants=30)
-    assert 2900 < loaded < 3200
-    assert schema_of(cluster, connection.info.dbname) == reference
-    assert scalar(connection, "select max(octet_length(payload::text)) from webhook_payloads") > 1_000_000
-    assert scalar(connection, "select min(created_at) < '1970-01-01' from matches")
-    assert scalar(connection, r"""select bool_or(e like '%日本語%') and bool_or(e like E'%\t%') and bool_or(e = '')
-                                         and bool_or(e is null) and bool_or(e like '%\\N%')
-                                    from (select user_agent as e from audit_logs) as texts""")  # fmt: skip
-    depth = """
-        with recursive tree (id, depth) as (
-          select id, 1 from tenants where parent_tenant_id is null
-          union all select t.id, depth + 1 from tenants t join tree on t.parent_tenant_id = tree.id)
-        select max(depth), count(*) from tree"""
-    assert connection.execute(depth).fetchone() == (12, 30)
-    for table in ISOLATED:
-        assert scalar(connection, f"select count(*) > 0 and bool_and(tenant_id is not null) from {table}"), table
-    connection.execute("insert into event_store (event_id, aggregate_id, aggregate_type, event_type, data) "
-                       "values (gen_random_uuid(), gen_random_uuid(), 'x', 'x', '{}')")  # fmt: skip
-
-
-def test_the_command_line_makes_a_database(new_database, connect, cluster) -> None:
-    state, name = cluster.state, new_database()
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.legacy", "--shape", "security", "--rows", "1000", "--seed", "3", "--tenants", "2",
-         "--conninfo", f"host={state.host} port={state.port} user={state.user} dbname={name}"],
-        check=True, capture_output=True, text=True, cwd=SQL.parents[2],
-        env={**os.environ, "PGPASSWORD": state.password, "PGOPTIONS": "-c role=settler_owner"},
-    )  # fmt: skip
-    assert "rows/s" in done.stdout
-    connection = connect(name)
-    assert scalar(connection, "select count(*) from tenants") == 2
-    assert scalar(connection, "select count(*) from pg_tables where tableowner = 'settler_owner'") == 28

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from tests.support import as_migrator, run_module, wait_until, write_migrations
+from tests.support import as_migrator, free_port, run_module, wait_until, write_migrations
 from tools.account import Account
 from tools.binaries import find_binaries
 
@@ -24,9 +23,7 @@ def standby(cluster) -> Iterator[int]:
     """Yield the port of a streaming standby of the cluster."""
     programs, account = find_binaries(), Account.for_server()
     assert programs is not None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = Path("/tmp") / f"settler-standby-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
@@ -48,10 +45,29 @@ def standby(cluster) -> Iterator[int]:
         shutil.rmtree(folder)
 
 
+TENANTS = """
+CREATE TABLE tenants (id uuid PRIMARY KEY DEFAULT gen_random_uuid());
+CREATE TABLE jobs (tenant_id uuid NOT NULL REFERENCES tenants);
+ALTER TABLE tenants ENABLE ROW LEVEL SECURITY;
+ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON tenants USING (id::text = current_setting('app.current_tenant_id', true));
+CREATE POLICY own ON jobs USING (tenant_id::text = current_setting('app.current_tenant_id', true));
+INSERT INTO tenants DEFAULT VALUES;
+INSERT INTO jobs SELECT id FROM tenants;
+"""
+
+
+def arguments_of_verify(cluster, roles, database):
+    """Return all that verify is asked for in a change window."""
+    isolation = {"role": roles.app}
+    return {**as_migrator(cluster, roles, database), "set_role": roles.owner, "isolation": isolation, "record": True}
+
+
 def test_standby_is_refused_by_name_of_its_primary_and_can_be_read(
     cluster, roles, tmp_path, new_database, connect, standby
 ):
     database = new_database()
+    connect(database, role=roles.owner).execute(TENANTS)
     with connect("postgres") as server:
         server.execute(f"GRANT pg_read_all_stats TO {roles.migrator}")
         (sent,) = server.execute("SELECT pg_current_wal_lsn()::text").fetchone()
@@ -73,5 +89,9 @@ def test_standby_is_refused_by_name_of_its_primary_and_can_be_read(
     assert result["failed"]
     assert f"127.0.0.1:{standby} is a standby: nothing can be written there" in result["msg"]
     assert f"Connect to its primary, 127.0.0.1:{cluster.state.port}" in result["hint"]
+    verified = run_module("verify", {**arguments_of_verify(cluster, roles, database), "login_port": standby})
+    assert not verified.get("failed"), verified["msg"]
+    assert (verified["changed"], verified["recorded"], verified["isolated_tables"]) == (False, False, 2)
+    assert verified["unproved"] == ["insert, update and delete across the border: nothing can be written here"]
     with connect("postgres") as server:
         server.execute(f"REVOKE pg_read_all_stats FROM {roles.migrator}")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+
+import psycopg
 import pytest
 import yaml
+from ansible_collections.settler.runbook.plugins.module_utils import _trespass
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._database import row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-from ansible_collections.settler.runbook.plugins.module_utils._isolation import Settings, prove
+from ansible_collections.settler.runbook.plugins.module_utils._isolation import prove
+from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, health, table_of
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 from psycopg import sql
 
-from tests.support import as_migrator, run_module
+from tests.support import Background, as_migrator, run_module, wait_until
 
 SCHEMA = """
 CREATE SCHEMA extra;
@@ -37,11 +42,14 @@ CREATE TABLE runs (
 CREATE INDEX jobs_name ON jobs (name);
 CREATE VIEW names AS SELECT id, name FROM jobs WHERE name <> '';
 CREATE MATERIALIZED VIEW sizes AS SELECT sum(size) AS size FROM jobs;
+REVOKE ALL ON names, sizes FROM settler_app;
 CREATE SEQUENCE numbers;
 CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
 CREATE TRIGGER touch BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION touch();
 ALTER TABLE jobs ENABLE ROW LEVEL SECURITY;
 ALTER TABLE runs ENABLE ROW LEVEL SECURITY;
+ALTER TABLE tenants ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON tenants USING (id = current_tenant()) WITH CHECK (id = current_tenant());
 CREATE POLICY own ON jobs TO settler_app USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
 CREATE POLICY own ON runs USING (tenant_id = current_tenant()) WITH CHECK (tenant_id = current_tenant());
 """
@@ -232,7 +240,7 @@ def isolation(cluster, roles, name, settings=ISOLATION):
     with engine_connect(as_migrator(cluster, roles, name)) as session:
         session.execute("SET ROLE settler_owner")
         before = row_counts(session)
-        rows = prove(session, settings)
+        rows = prove(session, settings).rows
         assert row_counts(session) == before
         assert session.info.transaction_status.name == "IDLE"
     return rows
@@ -245,27 +253,32 @@ def failed(rows):
 def test_isolated_tables_pass_and_no_row_is_left(make, cluster, roles):
     rows = isolation(cluster, roles, make("INSERT INTO tenants (name) VALUES ('kept')"))
     assert failed(rows) == set()
-    assert {row.object for row in rows if row.check == "tenant isolation: select"} == {"jobs", "runs"}
+    assert {row.object for row in rows if row.check == "tenant isolation: select"} == {"jobs", "runs", "tenants"}
     assert {row.check.removeprefix("tenant isolation: ") for row in rows if row.object == "runs"} >= {
         "select", "select with no context", "select with empty context", "select with malformed context", "insert",
-        "update", "hand over", "take over", "delete", "own row",
+        "update", "hand over", "take over", "delete", "own row", "select with a context after RESET",
     }  # fmt: skip
 
 
-BLIND = {"select with no context", "select with empty context", "select with malformed context"}
+BLIND = {
+    "select with no context", "select with empty context", "select with a context after RESET",
+    "select with malformed context",
+}  # fmt: skip
+INSERT = {"insert", "insert with empty context"}
+DELETE = {"delete", "delete with empty context"}
 
 
 @pytest.mark.parametrize(
     ("sabotage", "caught"),
     [
         ("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY",
-         {"select", *BLIND, "insert", "update", "hand over", "take over", "delete"}),
-        ("ALTER POLICY own ON jobs USING (true)", {"select", *BLIND, "take over", "delete"}),
+         {"select", *BLIND, *INSERT, "update", "update with empty context", "hand over", "take over", *DELETE}),
+        ("ALTER POLICY own ON jobs USING (true)", {"select", *BLIND, "take over", *DELETE}),
         ("CREATE POLICY wide ON jobs FOR SELECT USING (current_tenant() IS NULL)", BLIND),
-        ("ALTER POLICY own ON jobs WITH CHECK (true)", {"insert", "hand over"}),
-        ("CREATE POLICY wide ON jobs FOR INSERT WITH CHECK (true)", {"insert"}),
+        ("ALTER POLICY own ON jobs WITH CHECK (true)", {*INSERT, "hand over"}),
+        ("CREATE POLICY wide ON jobs FOR INSERT WITH CHECK (true)", INSERT),
         # PostgreSQL checks an UPDATE or DELETE that reads no column against no policy for SELECT
-        ("CREATE POLICY wide ON jobs FOR DELETE USING (true)", {"delete"}),
+        ("CREATE POLICY wide ON jobs FOR DELETE USING (true)", DELETE),
         ("CREATE POLICY wide ON jobs FOR UPDATE USING (true) WITH CHECK (tenant_id = current_tenant())", {"take over"}),
         ("CREATE POLICY wide ON jobs FOR UPDATE USING (tenant_id = current_tenant()) WITH CHECK (true)", {"hand over"}),
     ],
@@ -280,7 +293,7 @@ def test_table_without_a_policy_at_all_shows_no_tenant_its_own_row(make, cluster
 
 def test_hole_is_seen_although_a_unique_key_stands_behind_it(make, cluster, roles):
     assert failed(isolation(cluster, roles, make("ALTER POLICY own ON runs WITH CHECK (true)"))) == {
-        "runs: insert", "runs: hand over",
+        "runs: insert", "runs: insert with empty context", "runs: hand over",
     }  # fmt: skip
 
 
@@ -290,7 +303,7 @@ def test_hole_is_seen_although_a_foreign_key_stands_behind_it(make, cluster, rol
         ALTER TABLE runs ADD FOREIGN KEY (tenant_id, job_id) REFERENCES jobs (tenant_id, id)"""
     assert failed(isolation(cluster, roles, make(key))) == set()
     holes = failed(isolation(cluster, roles, make(key, "ALTER POLICY own ON runs WITH CHECK (true)")))
-    assert holes == {"runs: insert", "runs: hand over"}
+    assert holes == {"runs: insert", "runs: insert with empty context", "runs: hand over"}
 
 
 def test_policy_that_fails_without_a_context_still_shows_nothing_of_others(make, cluster, roles):
@@ -348,6 +361,19 @@ def test_schema_without_a_tenant_column_is_no_silent_pass(make, cluster, roles):
         ("ALTER ROLE settler_app BYPASSRLS", "ALTER ROLE settler_app NOBYPASSRLS", "BYPASSRLS"),
         ("GRANT settler_owner TO settler_app", "REVOKE settler_owner FROM settler_app", "owner of the tables"),
         ("GRANT postgres TO settler_app", "REVOKE postgres FROM settler_app", "member of a superuser"),
+        ("ALTER ROLE settler_app CREATEROLE", "ALTER ROLE settler_app NOCREATEROLE", "CREATEROLE"),
+        ("ALTER ROLE settler_app REPLICATION", "ALTER ROLE settler_app NOREPLICATION", "REPLICATION"),
+        ("GRANT pg_read_server_files TO settler_app", "REVOKE pg_read_server_files FROM settler_app", "past policies"),
+        (
+            "CREATE ROLE between BYPASSRLS; CREATE ROLE way NOINHERIT IN ROLE between; GRANT way TO settler_app",
+            "DROP ROLE way; DROP ROLE between",
+            "member of a superuser",
+        ),
+        (
+            "ALTER ROLE settler_app SET app.current_tenant_id = '6ba7b810-9dad-11d1-80b4-00c04fd430c8'",
+            "ALTER ROLE settler_app RESET app.current_tenant_id",
+            "given a tenant",
+        ),
     ],
 )
 def test_application_role_that_no_policy_binds_is_caught(make, cluster, roles, connect, change, undo, told):
@@ -361,13 +387,198 @@ def test_application_role_that_no_policy_binds_is_caught(make, cluster, roles, c
     finally:
         admin.execute(undo)
         admin.execute("GRANT settler_app TO settler_migrator")
-    assert told in [row.actual for row in rows if row.status == "failed"]
+    assert [row for row in rows if row.status == "failed" and told in row.actual]
     assert not [row for row in rows if row.check.startswith("tenant isolation")]
 
 
 def test_missing_application_role_is_said_so(make, cluster, roles):
     (row,) = isolation(cluster, roles, make(), Settings("nobody"))
     assert (row.object, row.status, row.actual) == ("nobody", "failed", "missing")
+
+
+CHILD = """CREATE TABLE steps (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), job_id uuid NOT NULL REFERENCES jobs);
+    ALTER TABLE steps ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY own ON steps USING (EXISTS (SELECT FROM jobs WHERE jobs.id = job_id))"""
+
+
+@pytest.mark.parametrize(
+    ("change", "caught"),
+    [
+        ("", set()),
+        ("ALTER TABLE steps DISABLE ROW LEVEL SECURITY",
+         {"select", *BLIND, *INSERT, "update", "update with empty context", "hand over", "take over", *DELETE}),
+        ("CREATE POLICY wide ON steps FOR INSERT WITH CHECK (true)", INSERT),
+        ("CREATE POLICY wide ON steps FOR DELETE USING (true)", DELETE),
+    ],
+)  # fmt: skip
+def test_table_without_the_tenant_column_is_isolated_through_its_parent(make, cluster, roles, change, caught):
+    rows = isolation(cluster, roles, make(CHILD, change))
+    assert failed(rows) == {f"steps: {what}" for what in caught}
+    assert "steps" in {row.object for row in rows if row.check == "tenant isolation: select"}
+
+
+def test_table_of_the_tenants_is_isolated_too(make, cluster, roles):
+    holes = failed(isolation(cluster, roles, make("ALTER TABLE tenants DISABLE ROW LEVEL SECURITY")))
+    assert {"tenants: select", "tenants: hand over", "tenants: delete", "tenants: insert"} <= holes
+    assert {hole.partition(":")[0] for hole in holes} == {"tenants"}
+
+
+VIEW = "read through a view"
+SAME = "view shows the same beside another's rows"
+
+
+@pytest.mark.parametrize(
+    ("change", "caught"),
+    [
+        ("GRANT SELECT ON names TO settler_app", {f"names: {SAME}", f"names: {VIEW} with no context"}),
+        ("CREATE VIEW seen AS SELECT tenant_id, name FROM jobs; REVOKE INSERT, UPDATE, DELETE ON seen FROM settler_app",
+         {f"seen: {what}" for what in (VIEW, SAME, f"{VIEW} with no context", *BLIND)}),
+        # an aggregate has no tenant column, and yet tells of others
+        ("CREATE VIEW seen AS SELECT count(*) FROM jobs; REVOKE INSERT, UPDATE, DELETE ON seen FROM settler_app",
+         {f"seen: {SAME}", f"seen: {VIEW} with no context"}),
+        ("CREATE VIEW own_jobs WITH (security_invoker = true) AS SELECT tenant_id, name FROM jobs", set()),
+        (("CREATE VIEW own_jobs WITH (security_barrier = true) AS SELECT tenant_id, name FROM jobs "
+         "WHERE tenant_id = current_tenant(); REVOKE INSERT, UPDATE, DELETE ON own_jobs FROM settler_app"), set()),
+        (("CREATE VIEW own_jobs WITH (security_barrier = true) AS SELECT tenant_id, name FROM jobs "
+         "WHERE tenant_id = current_tenant()"), {"own_jobs: view does not write past policies"}),
+        ("GRANT SELECT ON sizes TO settler_app", {"sizes: materialized view closed"}),
+        ("GRANT SELECT (size) ON sizes TO settler_app", {"sizes: materialized view closed"}),
+        # what the materialized view has already is others', whatever the tenant of the session
+        (("INSERT INTO tenants (name) VALUES ('x'); INSERT INTO jobs (tenant_id) SELECT id FROM tenants; "
+         "CREATE MATERIALIZED VIEW all_jobs AS SELECT tenant_id FROM jobs; REVOKE ALL ON all_jobs FROM settler_app; "
+         "CREATE VIEW seen AS SELECT tenant_id FROM all_jobs"),
+         {f"seen: {what}" for what in (VIEW, *BLIND)}),
+    ],
+)  # fmt: skip
+def test_views_are_read_in_each_context(make, cluster, roles, change, caught):
+    assert failed(isolation(cluster, roles, make(change))) == caught
+
+
+PARTED = """CREATE TABLE parted (tenant_id uuid NOT NULL REFERENCES tenants, at date NOT NULL DEFAULT '2000-01-01')
+        PARTITION BY RANGE (at);
+    CREATE TABLE parted_old PARTITION OF parted FOR VALUES FROM ('1990-01-01') TO ('2005-01-01');
+    CREATE TABLE parted_new PARTITION OF parted FOR VALUES FROM ('2005-01-01') TO ('2030-01-01');
+    ALTER TABLE parted ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY own ON parted USING (tenant_id = current_tenant())"""
+
+
+def test_partitions_are_named_themselves_past_the_policies_of_the_whole(make, cluster, roles):
+    holes = failed(isolation(cluster, roles, make(PARTED)))
+    assert {"parted_old: row security of a partition", "parted_new: row security of a partition"} <= holes
+    assert {f"parted_old: {what}" for what in ("select", *BLIND, *INSERT, *DELETE, "take over", "hand over")} <= holes
+    assert not [hole for hole in holes if hole.startswith("parted:")]
+    closed = isolation(cluster, roles, make(PARTED, "REVOKE ALL ON parted_old, parted_new FROM settler_app"))
+    assert failed(closed) == set()
+    assert {"parted", "jobs"} <= {row.object for row in closed if row.check == "tenant isolation: delete"}
+
+
+def test_proof_takes_weak_locks_and_lets_writers_work(make, cluster, roles, connect, monkeypatch):
+    """The locks are looked at when all attempts were made, before anything is rolled back."""
+    database = make(PARTED, CHILD, "INSERT INTO tenants (name) VALUES ('busy')")
+    seen = []
+
+    def look(session, view, *_contexts):
+        pid = session.connection.info.backend_pid
+        seen.extend(
+            connect(database).execute(
+                "SELECT DISTINCT relation::regclass::text, mode FROM pg_locks WHERE pid = %s AND relation >= 16384",
+                [pid],
+            )
+        )
+        return original(session, view, *_contexts)
+
+    original = _trespass.try_view
+    monkeypatch.setattr(_trespass, "try_view", look)
+    stop = threading.Event()
+
+    def write():
+        with psycopg.connect(cluster.conninfo(database), autocommit=True) as writer:
+            (tenant,) = writer.execute("SELECT id FROM tenants").fetchone()
+            number = 0
+            while not stop.is_set() or not number:
+                writer.execute("INSERT INTO jobs (tenant_id) VALUES (%s)", [tenant])
+                writer.execute("UPDATE jobs SET size = 2 WHERE tenant_id = %s", [tenant])
+                writer.execute("DELETE FROM jobs")
+                number += 1
+        return number
+
+    writer = Background(write)
+    try:
+        with engine_connect(as_migrator(cluster, roles, make_view(connect, database))) as session:
+            session.execute("SET ROLE settler_owner")
+            proof = prove(session, Settings("settler_app", exclude=("parted_old", "parted_new")))
+    finally:
+        stop.set()
+    assert writer.value() > 0
+    assert not [row for row in proof.rows if row.status != "ok" and not row.object.startswith("parted_")]
+    assert {name for name, _mode in seen} >= {"jobs", "runs", "tenants", "parted", "steps"}
+    assert {mode for _name, mode in seen} == {"AccessShareLock", "RowShareLock", "RowExclusiveLock"}
+    assert proof.seconds > 0
+
+
+def make_view(connect, database):
+    """Add a view that the application can read."""
+    connect(database, role="settler_owner").execute(
+        "CREATE VIEW own_jobs WITH (security_invoker = true) AS SELECT tenant_id FROM jobs"
+    )
+    return database
+
+
+def test_proof_gives_way_to_a_lock_and_says_so(make, cluster, roles, connect):
+    database = make()
+    blocker = connect(database)
+    with blocker.transaction():
+        blocker.execute("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE")
+        (row,) = [row for row in isolation_of(cluster, roles, database).rows if row.status != "ok"]
+        assert "lock timeout" in row.actual
+        assert "Try again" in row.hint
+    assert failed(isolation(cluster, roles, database)) == set()
+
+
+def test_proof_tries_again_when_a_lock_is_gone(make, cluster, roles, connect):
+    database = make()
+    blocker = connect(database)
+    with blocker.transaction():
+        blocker.execute("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE")
+        proof = Background(lambda: isolation_of(cluster, roles, database))
+        wait_until(lambda: blocker.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone()[0])
+    assert failed(proof.value().rows) == set()
+
+
+def isolation_of(cluster, roles, database):
+    with engine_connect(as_migrator(cluster, roles, database)) as session:
+        session.execute("SET ROLE settler_owner")
+        return prove(session, ISOLATION)
+
+
+def test_sequences_that_were_drawn_from_are_told(make, cluster, roles):
+    database = make("CREATE FUNCTION number() RETURNS bigint LANGUAGE sql AS $$ SELECT nextval('numbers') $$",
+                    "ALTER TABLE jobs ADD number bigint DEFAULT number()")  # fmt: skip
+    assert isolation_of(cluster, roles, database).drawn == ["numbers"]
+    assert isolation_of(cluster, roles, make()).drawn == []
+
+
+@pytest.mark.parametrize(
+    ("hole", "caught"),
+    [
+        ("", set()),
+        ("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY", {f"jobs: {what}" for what in ("select", *BLIND)}),
+        ("ALTER POLICY own ON jobs USING (true)", {f"jobs: {what}" for what in ("select", *BLIND)}),
+        ("GRANT SELECT ON sizes TO settler_app", {"sizes: materialized view closed"}),
+    ],
+)
+def test_where_nothing_can_be_written_reading_is_proved_with_the_rows_that_are_there(
+    make, cluster, roles, hole, caught
+):
+    rows = "INSERT INTO tenants (name) VALUES ('x'); INSERT INTO jobs (tenant_id) SELECT id FROM tenants"
+    with engine_connect(as_migrator(cluster, roles, make(CHILD, rows, hole))) as session:
+        session.execute("SET ROLE settler_owner; SET default_transaction_read_only = on")
+        proof = prove(session, ISOLATION)
+    assert failed(proof.rows) == caught
+    assert {row.object for row in proof.rows if row.check == "tenant isolation: select"} == {"jobs", "runs", "tenants"}
+    written, indirect = proof.unproved
+    assert "nothing can be written here" in written
+    assert indirect.startswith("steps:")
 
 
 # The module
@@ -383,7 +594,7 @@ def test_expectation_of_one_database_is_met_by_another_and_broken_by_sabotage(ma
     options["expected"] = str(path)
     other = run_module("verify", {**as_migrator(cluster, roles, make()), **options})
     assert not other.get("failed"), other["msg"]
-    assert (other["changed"], other["checks"], other["isolated_tables"]) == (False, [], 2)
+    assert (other["changed"], other["checks"], other["isolated_tables"]) == (False, [], 3)
     assert other["digest"] == read["digest"]
     assert other["counts"]["ok"] > 60
     assert "catalogue" not in other

@@ -29,6 +29,24 @@ def test_each_tool_gets_as_many_files_with_the_same_statements(tool, tmp_path):
             assert sum(statement in text for text in texts) == 1
 
 
+def test_graphile_migrate_gets_hashes_that_chain(tmp_path):
+    next(tool for tool in bench.TOOLS if tool.name == "graphile-migrate").write(tmp_path, 2)
+    texts = [file.read_text().split("\n") for file in sorted((tmp_path / "migrations/committed").iterdir())]
+    assert texts[0][0] == "--! Previous: -"
+    assert texts[1][0].removeprefix("--! Previous: ") == texts[0][1].removeprefix("--! Hash: ")
+
+
+def test_tasks_cost_what_lies_between_their_lines():
+    log = """\
+2026-01-01 10:00:00,000 p=1 u=x n=ansible INFO| PLAY [Migrate] ****
+2026-01-01 10:00:01,500 p=1 u=x n=ansible INFO| TASK [migrate : Plan | Compare] ****
+2026-01-01 10:00:02,000 p=1 u=x n=ansible INFO| ok: [db]
+2026-01-01 10:00:03,000 p=1 u=x n=ansible INFO| TASK [Report] ****
+2026-01-01 10:00:03,250 p=1 u=x n=ansible INFO| PLAY RECAP *****
+"""
+    assert bench.task_seconds(log) == [("migrate : Plan | Compare", 1.5), ("Report", 0.25)]
+
+
 def test_the_engine_takes_the_plain_files(tmp_path):
     bench.write_plain(tmp_path, 2)
     assert [len(parse(file).statements) for file in read_migrations(str(tmp_path))] == [2, 2]

@@ -6,57 +6,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-import threading
 import typing as t
-from pathlib import Path
 
-from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
-
-_LOOK_SECONDS = 0.5
+from ansible_collections.settler.runbook.plugins.plugin_utils._parsing import ParsingAction
+from ansible_collections.settler.runbook.plugins.plugin_utils._progress import progress_shown
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ParsingAction):
     """Runs C(settler.runbook.migrate)."""
 
-    _supports_check_mode = True
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """Run the module; where it shares our files, show what it appends to its progress file."""
-        result = super().run(tmp, task_vars)
-        arguments = dict(self._task.args)
-        with contextlib.ExitStack() as stack:
-            if self._connection.transport == "local" and not self._task.check_mode:
-                path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-"))) / "progress"
-                arguments["progress_file"] = str(path)
-                stack.enter_context(_shown(path))
-            module = self._execute_module(
-                module_name="settler.runbook.migrate", module_args=arguments, task_vars=task_vars
-            )
-            result.update(module)
-        return t.cast("dict[str, t.Any]", result)
-
-
-@contextlib.contextmanager
-def _shown(path: Path) -> t.Iterator[None]:
-    """Show each line that is appended to a file, until the end of the block."""
-    ended = threading.Event()
-
-    def follow() -> None:
-        shown = 0
-        while not ended.wait(_LOOK_SECONDS):
-            if path.exists():
-                lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-                for line in lines[shown:]:
-                    Display().display(f"    … {line}")
-                shown = len(lines)
-
-    thread = threading.Thread(target=follow, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    def _run_module(self, arguments: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        if self._task.check_mode:
+            return super()._run_module(arguments, task_vars)
+        alone = len(task_vars.get("ansible_play_hosts", [])) < 2
+        with progress_shown(self, "" if alone else f"{task_vars['inventory_hostname']}: ") as path:
+            return super()._run_module({**arguments, "progress_file": path}, task_vars)

@@ -26,6 +26,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import com
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
     from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser
 
 FLYWAY, DBMATE, BASELINE = "flyway", "dbmate", "baseline"
 SOURCES = (BASELINE, FLYWAY, DBMATE)
@@ -286,6 +287,7 @@ def prove_baseline(
     params: t.Mapping[str, t.Any],
     files: t.Sequence[MigrationFile],
     options: Options,
+    parser: Parser,
 ) -> list[str]:
     """Prove that the database has what files make, by making it in a scratch database beside it.
 
@@ -294,6 +296,7 @@ def prove_baseline(
         params: the module's options for connections.
         files: the files of the baseline.
         options: run, role and schema of the ledger.
+        parser: makes scripts of the files.
 
     Returns:
         Names of what the database has beyond that.
@@ -305,7 +308,7 @@ def prove_baseline(
     everything = replace(options, hazards_allowed=(ALL,))
     with _scratch(connection, params, options) as session:
         # a batch changes rows, of which there are none
-        migrate(session, [file for file in files if file.kind == VERSIONED], everything, Outcome())
+        migrate(session, [file for file in files if file.kind == VERSIONED], everything, Outcome(), parser=parser)
         session.execute("RESET ROLE; SET search_path = public")
         expected = _structure(snapshot(session, exclude=[options.schema]))
     rows = compare(expected, actual)

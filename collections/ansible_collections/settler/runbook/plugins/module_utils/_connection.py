@@ -202,7 +202,12 @@ def _settings_call(version: int, unable_to_check: bool) -> t.LiteralString:
 
 def reset(connection: psycopg.Connection[t.Any]) -> None:
     """Undo whatever a file has done to the session and give it the runbook's own settings again."""
-    connection.execute(sql.SQL(RESET + "; ") + settings_call(connection))
+    connection.execute(reset_call(connection))
+
+
+def reset_call(connection: psycopg.Connection[t.Any]) -> sql.Composed:
+    """Return the statements of M(reset), for a round trip that others share."""
+    return sql.SQL(RESET + "; ") + settings_call(connection)
 
 
 def set_role(connection: psycopg.Connection[t.Any], role: str | None) -> None:

@@ -119,17 +119,17 @@ def _changing() -> tuple[type, ...]:
 
 
 def nodes(tree: t.Any, *kinds: type) -> t.Iterator[t.Any]:
-    """Yield all nodes of these kinds in a part of a parse tree, itself included."""
-    if isinstance(tree, tuple):
-        for member in tree:
-            yield from nodes(member, *kinds)
-    elif isinstance(tree, ast.Node):
-        if isinstance(tree, kinds):
-            yield tree
-        for attribute in tree:
-            value = getattr(tree, attribute)
-            if isinstance(value, tuple | ast.Node):
-                yield from nodes(value, *kinds)
+    """Yield all nodes of these kinds in a part of a parse tree, itself included, in the order of the text."""
+    waiting = [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, tuple):
+            waiting.extend(reversed(part))
+        elif isinstance(part, ast.Node):
+            if isinstance(part, kinds):
+                yield part
+            values = [getattr(part, attribute) for attribute in part]
+            waiting.extend([value for value in reversed(values) if isinstance(value, (tuple, ast.Node))])
 
 
 def lock_class(node: t.Any) -> str:

@@ -66,6 +66,24 @@ class RunbookError(Exception):
         return {"msg": message, "hint": self.hint, **self.facts}
 
 
+class Unparsed(Exception):  # noqa: N818 - a question: the action plugin parses, and runs the module again
+    """This host needs files parsed and has no parser.
+
+    Args:
+        message: what to say where nobody else has one either.
+        facts: the files, for the module's result.
+    """
+
+    def __init__(self, message: str, **facts: t.Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    def as_result(self) -> dict[str, t.Any]:
+        """Return the arguments of C(fail_json)."""
+        return {"msg": self.message, **self.facts}
+
+
 def hint_for(sqlstate: str | None) -> str:
     """Return the one-line hint for an SQLSTATE, or an empty string."""
     return HINTS.get(sqlstate or "", "")

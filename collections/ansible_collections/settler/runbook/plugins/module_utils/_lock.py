@@ -18,18 +18,20 @@ from ansible_collections.settler.runbook.plugins.module_utils._psycopg import pq
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, describe_session, one_of, rows_of
 
 #: A condition on pg_locks that finds the holder of an advisory lock with a key of 64 bits.
-HOLDS_KEY = (
+_IS_KEY = (
     "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 "
-    "AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) "
     "AND l.classid = ((%(key)s::bigint >> 32) & 4294967295)::oid AND l.objid = (%(key)s::bigint & 4294967295)::oid"
 )
+#: Whether this session holds it; a session has locks in its own database only.
+HOLDS_KEY = f"EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() AND {_IS_KEY})"
 
 _IN_THE_WAY: t.LiteralString = f"""
 SELECT a.pid, a.usename, a.application_name, a.client_addr::text,
        extract(epoch FROM clock_timestamp() - a.backend_start)::int AS seconds, a.state, left(a.query, 120) AS query
 FROM pg_catalog.pg_stat_activity a
 WHERE a.datname = current_database() AND a.pid <> pg_backend_pid()
-  AND (a.pid IN (SELECT l.pid FROM pg_catalog.pg_locks l WHERE {HOLDS_KEY})
+  AND (a.pid IN (SELECT l.pid FROM pg_catalog.pg_locks l WHERE {_IS_KEY}
+                 AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()))
        OR (a.application_name LIKE 'runbook:%%:migrate' AND a.xact_start < clock_timestamp() - interval '1 second'))
 """  # noqa: S608 - two constants
 
@@ -74,10 +76,7 @@ def run_lock(connection: psycopg.Connection[t.Any], options: Options) -> t.Itera
 
 def is_held(connection: psycopg.Connection[t.Any], key: int) -> bool:
     """Tell whether this session holds the lock."""
-    query: t.LiteralString = (
-        f"SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() AND {HOLDS_KEY}) AS held"  # noqa: S608
-    )
-    return bool(rows_of(connection, query, {"key": key})[0]["held"])
+    return bool(rows_of(connection, f"SELECT {HOLDS_KEY} AS held", {"key": key})[0]["held"])
 
 
 def lock_is_gone() -> RunbookError:

@@ -6,6 +6,9 @@
 
 Nothing is stored: the window is open exactly while an application role lacks CONNECT. So a run that was killed
 inside the window leaves the application out, which is the safe side, and anyone can see it in the catalogue.
+
+Nor is it stored whose window it is. Who opens one, or lets the application in, writes the database's row in the
+catalogue anew, so the row's version tells a run whether anybody has done either since it opened its own.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import typing as t
 from ansible_collections.settler.runbook.plugins.module_utils._connection import set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._run import describe_session, one_of, rows_of
 
 _ROLES = """
 SELECT r.rolname, r.rolsuper OR pg_has_role(r.oid, d.datdba, 'USAGE') AS unstoppable,
@@ -31,6 +35,48 @@ SELECT pid, usename, application_name, state, xact_start IS NOT NULL AS in_trans
 FROM pg_catalog.pg_stat_activity
 WHERE datname = current_database() AND usename = ANY (%s)
 """
+
+
+#: Sessions of other runs that are changing something, or proving it, at this moment.
+_AT_WORK = """
+SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - backend_start)::int AS seconds,
+    left(query, 120) AS query
+FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+  AND application_name ~ '^runbook:.*:(maintenance|backup|migrate|verify|restore|adopt|repair)$'
+  AND NOT starts_with(application_name, %s)
+"""
+
+_VERSION = "SELECT oid::text || ':' || xmin::text FROM pg_catalog.pg_database WHERE datname = current_database()"
+
+
+def refuse_other_runs(connection: psycopg.Connection[t.Any], run_id: str, *, wait: float) -> None:
+    """Wait until no session of another run is at work in this database.
+
+    Raises:
+        RunbookError: one still is, after C(wait) seconds.
+    """
+    deadline = time.monotonic() + wait
+    while others := rows_of(connection, _AT_WORK, [f"runbook:{run_id}:"]):
+        if time.monotonic() > deadline:
+            raise RunbookError(
+                f"another run is at work in this database; waited {wait:g} s, nothing was changed: "
+                + "; ".join(describe_session(row) for row in others),
+                hint="Wait for its end, then run again. Two hosts of the inventory, or two jobs, must not share one.",
+                foreign_window=True,
+            )
+        time.sleep(0.1)
+
+
+def refuse_broken_window(connection: psycopg.Connection[t.Any], window: str) -> None:
+    """Raise if anybody has opened or closed a window since ours was opened."""
+    if window and window != one_of(connection, _VERSION):
+        raise RunbookError(
+            "another run, or someone by hand, has kept the application out or let it in since this run opened its "
+            "window: its backup may lack rows; nothing was applied",
+            hint="The application is left as the other one has it. When that one has ended: run again.",
+            foreign_window=True,
+        )
 
 
 def kept_out(connection: psycopg.Connection[t.Any], roles: t.Sequence[str]) -> list[str]:
@@ -67,8 +113,8 @@ def check(connection: psycopg.Connection[t.Any], roles: t.Sequence[str]) -> None
 
 def close_to(
     connection: psycopg.Connection[t.Any], roles: t.Sequence[str], *, owner: str | None, drain: float
-) -> list[dict[str, t.Any]]:
-    """Keep the roles out; return the sessions that were ended.
+) -> tuple[list[dict[str, t.Any]], str]:
+    """Keep the roles out; return the sessions that were ended, and the window, for M(refuse_broken_window).
 
     Args:
         connection: a session whose login is a member of the roles, so that it sees and may end their sessions.
@@ -79,7 +125,7 @@ def close_to(
     Raises:
         RunbookError: a session does not leave.
     """
-    _change(connection, "REVOKE CONNECT ON DATABASE {} FROM {}", roles, owner)
+    window = _change(connection, "REVOKE CONNECT ON DATABASE {} FROM {}", roles, owner)
     still = sorted(set(roles) - set(kept_out(connection, roles)))
     if still:
         _change(connection, "GRANT CONNECT ON DATABASE {} TO {}", roles, owner)
@@ -100,7 +146,7 @@ def close_to(
                 _end(connection, pid, user)
                 ended[pid] = {"pid": pid, "role": user, "application": application, "state": state}
         time.sleep(0.05)
-    return list(ended.values())
+    return list(ended.values()), window
 
 
 def _end(connection: psycopg.Connection[t.Any], pid: int, user: str) -> None:
@@ -120,8 +166,12 @@ def open_to(connection: psycopg.Connection[t.Any], roles: t.Sequence[str], *, ow
 
 def _change(
     connection: psycopg.Connection[t.Any], command: t.LiteralString, roles: t.Sequence[str], owner: str | None
-) -> None:
+) -> str:
+    """Change who may connect; returns the version of the database's row that this makes, also where nothing changes."""
     set_role(connection, owner)
     names = sql.SQL(", ").join(map(sql.Identifier, roles))
-    connection.execute(sql.SQL(command).format(sql.Identifier(connection.info.dbname), names))
+    with connection.transaction():  # nobody's version but our own
+        connection.execute(sql.SQL(command).format(sql.Identifier(connection.info.dbname), names))
+        version: str = one_of(connection, _VERSION)
     connection.execute("RESET ROLE")
+    return version

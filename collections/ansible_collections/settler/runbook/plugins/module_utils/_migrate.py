@@ -16,12 +16,13 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     reset,
     set_role,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH, MigrationFile
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan, assess, refuse_hazards
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._lock import key_of, run_lock
-from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan, plan
+from ansible_collections.settler.runbook.plugins.module_utils._maintenance import refuse_broken_window
+from ansible_collections.settler.runbook.plugins.module_utils._pending import refuse_copy, refuse_unexpected
+from ansible_collections.settler.runbook.plugins.module_utils._plan import plan
 from ansible_collections.settler.runbook.plugins.module_utils._run import (
     Applied,
     Options,
@@ -30,7 +31,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import (
     one_of,
     rows_of,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, parse
+from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser, Script, parse_all
 from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
 from ansible_collections.settler.runbook.plugins.module_utils._work import Work
 
@@ -59,7 +60,7 @@ def migrate(
     outcome: Outcome,
     *,
     say: t.Callable[[str], None] | None = None,
-    parser: t.Callable[[MigrationFile], Script] = parse,
+    parser: Parser = parse_all,
 ) -> None:
     """Apply what is pending.
 
@@ -69,7 +70,7 @@ def migrate(
         options: how to run.
         outcome: filled while the run goes.
         say: takes lines of progress.
-        parser: makes a script of a file; another one where the files were parsed elsewhere.
+        parser: makes scripts of files; another one where they are parsed elsewhere.
 
     Raises:
         RunbookError: the plan is refused, another run holds the lock, or a file failed; what was applied before
@@ -82,9 +83,10 @@ def migrate(
         set_role(connection, options.role)
         ledger.is_known_current = ledger.is_current()
         _know_the_copy(ledger, options)
+        refuse_broken_window(connection, options.window)
         todo = plan(files, ledger.rows(), out_of_order=options.out_of_order, phase=options.phase)
         refuse_unexpected(todo, options)
-        scripts = [parser(file) for file in todo.pending]  # all of them, before the first one changes anything
+        scripts = parser(todo.pending)  # all of them, before the first one changes anything
         outcome.warnings += [warning for script in scripts for warning in script.warnings]
         if scripts:
             refuse_hazards(assess(connection, scripts, options))
@@ -98,7 +100,7 @@ def migrate(
                 try:
                     if not script.transactional:
                         held()
-                    outcome.applied.append(_apply(work, script))
+                    outcome.applied.append(_apply(work, script, scripts[number] if number < len(scripts) else None))
                 finally:
                     _record_ended(work, script, ended)
             if work.touched:
@@ -114,23 +116,11 @@ def _old_transactions(connection: psycopg.Connection[t.Any], options: Options) -
     return [f"an open transaction may hold locks that a file waits for: {describe_session(row)}" for row in found]
 
 
-def _apply(work: Work, script: Script) -> Applied:
-    """Apply a file in the way that it needs."""
+def _apply(work: Work, script: Script, following: Script | None) -> Applied:
+    """Apply a file in the way that it needs; C(following) is the next one."""
     if script.transactional:
-        return _transaction.apply(work, script)
+        return _transaction.apply(work, script, following)
     return _batch.apply(work, script) if script.file.kind == BATCH else _steps.apply(work, script)
-
-
-def pending_plan(
-    connection: psycopg.Connection[t.Any] | None, files: t.Sequence[MigrationFile], options: Options
-) -> Plan:
-    """Return the plan without a lock and without a write; no connection means no database: everything is pending."""
-    rows = []
-    if connection:
-        ledger = Ledger(connection, options.schema)
-        refuse_copy(ledger, options)
-        rows = ledger.rows()
-    return plan(files, rows, out_of_order=options.out_of_order, phase=options.phase)
 
 
 def file_plans(
@@ -140,29 +130,6 @@ def file_plans(
     if connection and scripts and may_become(connection, options.role):
         set_role(connection, options.role)
     return assess(connection, scripts, options)
-
-
-def refuse_unexpected(todo: Plan, options: Options) -> None:
-    """Raise if a plan was approved and this is another one; an empty one is what is left of any."""
-    if options.expected_plan and todo.pending and todo.digest != options.expected_plan:
-        raise RunbookError(
-            f"this is not the plan that was approved: digest {todo.digest}, expected {options.expected_plan}\n"
-            + "\n".join(f"  {file.file}  {file.checksum[:12]}" for file in todo.pending),
-            hint="Look at the plan (--check --diff), then approve its digest with -e migrate_expected_plan=….",
-            digest=todo.digest,
-        )
-
-
-def refuse_copy(ledger: Ledger, options: Options) -> tuple[str, str] | None:
-    """Raise if the ledger came along from another server or database, unless that is accepted; returns from where."""
-    origin = ledger.origin()
-    if origin and not options.accept_copy:
-        raise RunbookError(
-            f"the ledger was written in database {origin[1]} of another server or under another name "
-            f"(system identifier {origin[0]}): this database is a copy, a restore, or was upgraded",
-            hint="If it is the one that you mean: -e migrate_accept_copy=true, once.",
-        )
-    return origin
 
 
 def _know_the_copy(ledger: Ledger, options: Options) -> None:
@@ -179,8 +146,7 @@ def _record_ended(work: Work, script: Script, since: int) -> None:
     ended = work.outcome.ended[since:]
     if not ended or work.connection.closed:
         return
-    reset(work.connection)
-    set_role(work.connection, work.options.role)
+    work.as_owner()
     if work.ledger.exists():
         for row in ended:
             work.ledger.record_event("blocker_ended", run_id=work.options.run_id, file=script.file.file, **row)

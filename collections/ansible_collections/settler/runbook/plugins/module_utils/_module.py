@@ -13,7 +13,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     connection_argument_spec,
     database_argument_spec,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import PSYCOPG_IMPORT_ERROR, psycopg
 
 Work = t.Callable[[AnsibleModule], dict[str, t.Any]]
@@ -27,7 +27,7 @@ def run_postgres_module(work: Work, argument_spec: dict[str, t.Any], **options: 
         module.fail_json(msg=missing_required_lib("psycopg"), exception=PSYCOPG_IMPORT_ERROR)
     try:
         result = work(module)
-    except RunbookError as error:
+    except (RunbookError, Unparsed) as error:
         module.fail_json(**error.as_result())
     except psycopg.Error as error:
         module.fail_json(**from_postgres(error, f"database {module.params['login_db']}").as_result())

@@ -30,7 +30,9 @@ SUPPORTED = range(14, 19)
 
 _SERVER = """
 SELECT current_setting('server_version_num')::int / 10000, current_setting('server_version'), pg_is_in_recovery(),
-    (SELECT rolsuper OR rolcreatedb FROM pg_catalog.pg_roles WHERE rolname = current_user)
+    (SELECT rolsuper OR rolcreatedb FROM pg_catalog.pg_roles WHERE rolname = current_user),
+    (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
+    to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDD"t"HH24MISSUS')
 """
 
 _ROLES = """
@@ -91,18 +93,20 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
     """Make all checks; one that fails does not keep the next from being made.
 
     Returns:
-        the rows, and facts: C(server_version), C(server_major), C(exists), C(size_bytes).
+        the rows, and facts: C(server_version), C(server_major), C(exists), C(size_bytes), C(identity).
     """
     database = connect_if_exists(params, application="runbook:preflight")
     rows = [_exists(params["login_db"], database is not None, wanted)]
     connection = database or connect(params, dbname=MAINTENANCE_DB, application="runbook:preflight")
     with connection:
-        major, version, standby, may_create = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
+        major, version, standby, may_create, system, started = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
         facts = {
             "server_version": version,
             "server_major": major,
             "exists": database is not None,
             "size_bytes": 0,
+            # a copy of the server that was promoted has the same identifier, and was started at another moment
+            "identity": f"{system}/{started}/{params['login_db']}",
         }
         rows += _server(major, version, standby)
         rows += _extensions(connection, wanted)

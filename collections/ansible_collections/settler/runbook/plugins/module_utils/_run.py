@@ -54,6 +54,7 @@ class Options:
     phase: str = "all"
     expected_plan: str = ""
     accept_copy: bool = False
+    window: str = ""
     repair_invalid: bool = True
     analyze: bool = True
     refresh: bool = True

@@ -84,6 +84,15 @@ class Script:
         return self.file.kind != BATCH and self.file.directives.transaction
 
 
+#: Makes scripts of files, all or none.
+Parser = t.Callable[[t.Sequence[MigrationFile]], list[Script]]
+
+
+def parse_all(files: t.Sequence[MigrationFile]) -> list[Script]:
+    """Parse files; the errors are those of M(parse)."""
+    return [parse(file) for file in files]
+
+
 def parse(file: MigrationFile) -> Script:
     """Split a file into statements and refuse what the engine cannot keep its promises for.
 

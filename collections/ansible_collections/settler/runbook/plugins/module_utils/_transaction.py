@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible_collections.settler.runbook.plugins.module_utils._connection import reset
+from ansible_collections.settler.runbook.plugins.module_utils._connection import reset_call
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import REPEATABLE, MigrationFile
 from ansible_collections.settler.runbook.plugins.module_utils._lock import HOLDS_KEY, lock_is_gone
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import pq, psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._run import RETRYABLE, Applied, one_of
 from ansible_collections.settler.runbook.plugins.module_utils._work import (
+    Opened,
     StatementError,
     VerifyError,
     Work,
@@ -28,19 +29,20 @@ from ansible_collections.settler.runbook.plugins.module_utils._work import (
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._statements import Script
 
-#: Opens a file's transaction in one round trip: the last row has what the engine must know.
+#: Opens a file's transaction in one round trip: the row has what the engine must know.
 #: The role is taken last, because what stands before it is for the login.
 _OPEN: t.LiteralString = (
-    "BEGIN; SELECT pg_current_xact_id()::text, "  # noqa: S608 - constants
-    "EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() AND "
+    "BEGIN; SELECT pg_current_xact_id()::text, "
     + HOLDS_KEY.replace("%(key)s", "{key}")
-    + "), pg_current_wal_insert_lsn()::text{restore_point}; "
-    "SET lock_timeout = {lock_timeout}; SET statement_timeout = {statement_timeout}{role}"
-)  # fmt: skip
+    + ", pg_current_wal_insert_lsn()::text, set_config('lock_timeout', {lock_timeout}, false), "
+    "set_config('statement_timeout', {statement_timeout}, false){restore_point}; {role}"
+)
 
 
-def apply(work: Work, script: Script) -> Applied:
+def apply(work: Work, script: Script, following: Script | None = None) -> Applied:
     """Apply one file; where another session holds a lock, give way, wait and try the whole file again.
+
+    A transaction of the C(following) file is opened in the round trip of the COMMIT.
 
     Raises:
         RunbookError: the file failed and left nothing; or it has ended the engine's transaction.
@@ -48,7 +50,7 @@ def apply(work: Work, script: Script) -> Applied:
     work.outcome.blockers = []
     for attempt in range(1, work.options.lock_attempts + 1):
         try:
-            return _attempt(work, script, attempt)
+            return _attempt(work, script, attempt, following)
         except StatementError as failure:
             give_up_transaction(work.connection)
             _assert_not_committed(work.connection, failure.transaction, script.file)
@@ -67,15 +69,16 @@ def apply(work: Work, script: Script) -> Applied:
     raise AssertionError("unreachable: lock_attempts is at least 1")
 
 
-def _attempt(work: Work, script: Script, attempt: int) -> Applied:
+def _attempt(work: Work, script: Script, attempt: int, following: Script | None) -> Applied:
     """Apply one file with its ledger row in one transaction."""
     started = time.monotonic()
     file, connection, ledger = script.file, work.connection, work.ledger
-    transaction, lsn, restore_point = _open(work, script)
+    opened = _open(work, script)
+    transaction, cursor = opened.transaction, connection.cursor()
     for number, statement in enumerate(script.statements, 1):
         try:
             with work.watch.statement(statement, number, len(script.statements)):
-                connection.execute(statement.text.encode())
+                cursor.execute(statement.text.encode())
         except psycopg.Error as error:
             raise StatementError(error, statement, transaction) from error
     if connection.info.transaction_status != pq.TransactionStatus.INTRANS:
@@ -84,9 +87,8 @@ def _attempt(work: Work, script: Script, attempt: int) -> Applied:
     verify(work, script)
     duration = int((time.monotonic() - started) * 1000)
     try:
-        # The file may have changed role or search_path for itself; the ledger is written as its owner.
-        connection.execute(_as_owner(work))
         if not ledger.is_known_current:
+            connection.execute(_as_owner(work))
             ledger.create()
         now, touched = ledger.record(
             file,
@@ -96,14 +98,17 @@ def _attempt(work: Work, script: Script, attempt: int) -> Applied:
             duration_ms=duration,
             statements=len(script.statements),
             attempts=attempt,
-            lsn_before=lsn,
-            restore_point=restore_point,
+            lsn_before=opened.lsn,
+            restore_point=opened.restore_point,
             detail={"again": True} if file.kind == REPEATABLE else None,
+            # The file may have changed role or search_path for itself; the ledger is written as its owner.
+            before=_as_owner(work),
+            touched=work.options.analyze or work.options.refresh,
         )
         if now != transaction:
             give_up_transaction(connection)
             raise _ended_its_transaction(file)
-        connection.execute("COMMIT")
+        _commit(work, transaction, following)
     except psycopg.OperationalError as error:
         if connection.closed:
             raise broke_at_commit(script) from error
@@ -124,9 +129,27 @@ def _attempt(work: Work, script: Script, attempt: int) -> Applied:
     )
 
 
-def _open(work: Work, script: Script) -> tuple[str, str, str | None]:
-    """Begin the transaction of a file; returns its id, the position in the log, the name of the restore point."""
-    connection = work.connection
+def _open(work: Work, script: Script) -> Opened:
+    """Return the transaction of a file: the one that the COMMIT before it has opened, or one that is opened now."""
+    opened, work.opened = work.opened, None
+    if opened is None:
+        query, restore_point = _opening(work, script)
+        try:
+            work.connection.execute(
+                reset_call(work.connection)
+            )  # a transaction takes its defaults from before it begins
+            opened = _opened(work.connection.execute(query), script, restore_point)
+        except psycopg.Error as error:
+            raise RunbookError(f"{script.file.path}: the transaction could not be opened: {error}") from error
+    assert opened.file == script.file.file
+    if not opened.held:
+        give_up_transaction(work.connection)
+        raise lock_is_gone()
+    return opened
+
+
+def _opening(work: Work, script: Script) -> tuple[bytes, str | None]:
+    """Return the statements that begin the transaction of a file, and the name of the restore point."""
     name = f"runbook:{work.options.run_id}:{script.file.file}"[:63] if work.restore_points else None
     lock_timeout, statement_timeout = work.timeouts(script)
     role = work.role_of(script)
@@ -135,35 +158,59 @@ def _open(work: Work, script: Script) -> tuple[str, str, str | None]:
         restore_point=sql.SQL(", pg_create_restore_point({})").format(sql.Literal(name)) if name else sql.SQL(""),
         lock_timeout=sql.Literal(lock_timeout),
         statement_timeout=sql.Literal(statement_timeout),
-        role=sql.SQL("; SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL(""),
+        # a command in any case: the row is always the last but one result
+        role=sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE"),
     )
-    try:
-        reset(connection)  # on its own: a transaction takes its defaults from before it begins
-        cursor = connection.execute(query)
-    except psycopg.Error as error:
-        raise RunbookError(f"{script.file.path}: the transaction could not be opened: {error}") from error
-    row: tuple[t.Any, ...] = ()
-    for result in cursor.results():
-        if result.description:
-            row = result.fetchone() or row
-    if not row[1]:
-        give_up_transaction(connection)
-        raise lock_is_gone()
-    return row[0], row[2], name
+    return query.as_bytes(work.connection), name
 
 
-def _as_owner(work: Work) -> sql.Composed:
+def _opened(cursor: psycopg.Cursor[t.Any], script: Script, restore_point: str | None) -> Opened:
+    """Return what M(_opening) has answered."""
+    row = cursor.set_result(-2).fetchone()
+    assert row is not None
+    return Opened(script.file.file, row[0], row[2], restore_point, row[1])
+
+
+def _as_owner(work: Work) -> bytes:
     """Return the statements that turn back to the ledger's owner inside the file's transaction."""
     role = work.options.role
-    return sql.SQL("RESET SESSION AUTHORIZATION; RESET ROLE{}").format(
-        sql.SQL("; SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("")
+    query = sql.SQL("RESET SESSION AUTHORIZATION; RESET ROLE; {}").format(
+        sql.SQL("SET ROLE {}; ").format(sql.Identifier(role)) if role else sql.SQL("")
     )
+    return query.as_bytes(work.connection)
+
+
+def _commit(work: Work, transaction: str, following: Script | None) -> None:
+    """Commit, and in the same round trip reset the session and open the transaction of the next file.
+
+    The reset has a transaction of its own: what follows takes its defaults from before it begins.
+    """
+    connection = work.connection
+    if following is None or not following.transactional:
+        connection.execute("COMMIT")
+        return
+    query, restore_point = _opening(work, following)
+    try:
+        cursor = connection.execute(
+            b"COMMIT; BEGIN; " + reset_call(connection).as_bytes(connection) + b"; COMMIT; " + query
+        )
+        work.opened = _opened(cursor, following, restore_point)
+    except psycopg.Error:
+        # What failed after the COMMIT is no failure of this file: the next one tries on its own, and says so.
+        if connection.closed or not _is_committed(connection, transaction):
+            raise
 
 
 def _assert_not_committed(connection: psycopg.Connection[t.Any], transaction: str, file: MigrationFile) -> None:
     """Make sure that a file that failed has not committed a part of itself where the parser could not see it."""
-    if not connection.closed and one_of(connection, "SELECT pg_xact_status(%s::xid8)", transaction) == "committed":
+    if _is_committed(connection, transaction):
         raise _ended_its_transaction(file)
+
+
+def _is_committed(connection: psycopg.Connection[t.Any], transaction: str) -> bool:
+    """Tell whether a transaction is committed; gives up the one that is open."""
+    give_up_transaction(connection)
+    return not connection.closed and one_of(connection, "SELECT pg_xact_status(%s::xid8)", transaction) == "committed"
 
 
 def _ended_its_transaction(file: MigrationFile) -> RunbookError:

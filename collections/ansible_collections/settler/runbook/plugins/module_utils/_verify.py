@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datetime as dt
 import fnmatch
+import json
 import re
 import typing as t
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from xml.etree import ElementTree as ET  # written, never read
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
@@ -31,6 +32,7 @@ _KINDS = {
     "views": "view",
     "materialized_views": "materialized view",
     "default_privileges": "default privileges",
+    "others": "object",
 }
 _PARTS = {
     "columns": "column",
@@ -38,6 +40,8 @@ _PARTS = {
     "indexes": "index",
     "policies": "policy",
     "triggers": "trigger",
+    "rules": "rule",
+    "statistics": "statistics",
     "grants": "grant",
     "column_grants": "column grant",
 }
@@ -63,6 +67,24 @@ _HEALTH = (
         """,
         "valid and ready",
         "A concurrent build failed: REINDEX INDEX CONCURRENTLY, or drop it and build it again.",
+    ),
+    _Health(
+        "no leftover of a rebuild",
+        r"""
+        SELECT c.oid::regclass::text, 'a REINDEX or CREATE INDEX CONCURRENTLY was broken off'
+        FROM pg_catalog.pg_class c WHERE c.relkind IN ('i', 'I') AND c.relname ~ '_cc(new|old)\d*$'
+        """,
+        "none",
+        "DROP INDEX; if the name ends in _ccnew, then REINDEX INDEX CONCURRENTLY the one that it was to replace.",
+    ),
+    _Health(
+        "materialized view filled",
+        """
+        SELECT c.oid::regclass::text, 'never filled, cannot be read' FROM pg_catalog.pg_class c
+        WHERE c.relkind = 'm' AND NOT c.relispopulated
+        """,
+        "filled",
+        "REFRESH MATERIALIZED VIEW, without CONCURRENTLY the first time.",
     ),
     _Health(
         "constraint validated",
@@ -110,18 +132,30 @@ _HEALTH = (
     ),
 )
 
+#: Sequences that a column owns, and those that its default draws from without owning them. A role that policies bind
+#: sees no edge of the whole table.
 _SEQUENCES = """
-SELECT s.oid::regclass::text, t.oid::regclass::text, quote_ident(a.attname), p.seqincrement
-FROM pg_catalog.pg_sequence p JOIN pg_catalog.pg_class s ON s.oid = p.seqrelid
-JOIN pg_catalog.pg_depend d ON d.objid = s.oid AND d.classid = 'pg_catalog.pg_class'::regclass
-  AND d.deptype IN ('a', 'i') AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjsubid > 0
-JOIN pg_catalog.pg_class t ON t.oid = d.refobjid
-JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
-WHERE s.relpersistence <> 't' AND has_table_privilege(t.oid, 'SELECT') AND has_sequence_privilege(p.seqrelid, 'SELECT')
+SELECT DISTINCT s.oid::regclass::text, t.oid::regclass::text, quote_ident(a.attname), p.seqincrement,
+    has_table_privilege(t.oid, 'SELECT') AND has_sequence_privilege(s.oid, 'SELECT') AND NOT row_security_active(t.oid)
+FROM (
+    SELECT objid AS sequence, refobjid AS relation, refobjsubid AS number FROM pg_catalog.pg_depend
+    WHERE classid = 'pg_catalog.pg_class'::regclass AND refclassid = 'pg_catalog.pg_class'::regclass
+      AND deptype IN ('a', 'i') AND refobjsubid > 0
+    UNION
+    SELECT d.refobjid, f.adrelid, f.adnum FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef f ON f.oid = d.objid
+    WHERE d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+      AND d.refobjid <> f.adrelid
+) used
+JOIN pg_catalog.pg_sequence p ON p.seqrelid = used.sequence
+JOIN pg_catalog.pg_class s ON s.oid = used.sequence AND s.relpersistence <> 't'
+JOIN pg_catalog.pg_class t ON t.oid = used.relation
+JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = used.number
+JOIN pg_catalog.pg_type y ON y.oid = a.atttypid AND y.typcategory = 'N'
 ORDER BY 1
 """
 
-#: Foreign keys of tables, not of single partitions, with what is needed to look for orphans.
+#: Foreign keys of tables, not of single partitions, with what is needed to look for orphans. A key of periods is no
+#: matter of equal values; one that is NOT ENFORCED may have orphans.
 _FOREIGN_KEYS = """
 SELECT k.conrelid::regclass::text || '.' || quote_ident(k.conname), k.conrelid::regclass::text,
        k.confrelid::regclass::text,
@@ -129,12 +163,13 @@ SELECT k.conrelid::regclass::text || '.' || quote_ident(k.conname), k.conrelid::
         JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.n),
        (SELECT array_agg(quote_ident(a.attname) ORDER BY i) FROM unnest(k.confkey) WITH ORDINALITY u (n, i)
         JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.n),
-       coalesce((SELECT sum(pg_relation_size(p.relid)) FROM pg_catalog.pg_partition_tree(k.conrelid) p),
-                pg_relation_size(k.conrelid))::bigint
+       CASE WHEN has_table_privilege(k.conrelid, 'SELECT') AND has_table_privilege(k.confrelid, 'SELECT')
+                 AND NOT row_security_active(k.conrelid) AND NOT row_security_active(k.confrelid)
+                 AND coalesce(to_jsonb(k) ->> 'conperiod', 'false') = 'false'
+            THEN coalesce((SELECT sum(pg_relation_size(p.relid)) FROM pg_catalog.pg_partition_tree(k.conrelid) p),
+                          pg_relation_size(k.conrelid))::bigint END
 FROM pg_catalog.pg_constraint k
-WHERE k.contype = 'f' AND k.conparentid = 0
-  AND has_table_privilege(k.conrelid, 'SELECT') AND has_table_privilege(k.confrelid, 'SELECT')
-  AND NOT row_security_active(k.conrelid) AND NOT row_security_active(k.confrelid)
+WHERE k.contype = 'f' AND k.conparentid = 0 AND coalesce(to_jsonb(k) ->> 'conenforced', 'true') = 'true'
 ORDER BY 1
 """
 
@@ -222,10 +257,17 @@ def health(connection: psycopg.Connection[t.Any]) -> list[Check]:
     return rows
 
 
-def sequences(connection: psycopg.Connection[t.Any]) -> list[Check]:
-    """Look for sequences that would give a number again that their column already has."""
-    rows = []
-    for name, table, column, increment in connection.execute(_SEQUENCES).fetchall():
+def sequences(connection: psycopg.Connection[t.Any]) -> tuple[list[Check], list[str]]:
+    """Look for sequences that would give a number again that their column already has.
+
+    Returns:
+        A row for each sequence and column, and the names of those that the session's role may not read whole.
+    """
+    rows, unread = [], []
+    for name, table, column, increment, readable in connection.execute(_SEQUENCES).fetchall():
+        if not readable:
+            unread.append(name)
+            continue
         edge, behind = ("max", "<") if increment > 0 else ("min", ">")
         query = (
             f"SELECT s.last_value, t.edge FROM {name} s, (SELECT {edge}({column}) AS edge FROM {table}) t "  # noqa: S608
@@ -244,23 +286,24 @@ def sequences(connection: psycopg.Connection[t.Any]) -> list[Check]:
                 f"SELECT setval('{name}', (SELECT {edge}({column}) FROM {table}));",  # noqa: S608 - for the reader
             )
         )
-    return rows
+    return rows, unread
 
 
 def orphans(connection: psycopg.Connection[t.Any], max_bytes: int) -> tuple[list[Check], list[str]]:
     """Look for rows that refer to none, also of foreign keys that are NOT VALID.
 
     Args:
-        connection: as a role that sees all rows; tables of which it does not are left out.
+        connection: as a role that sees all rows.
         max_bytes: tables larger than that are not read.
 
     Returns:
-        A row for each foreign key, and the names of those whose table is too large.
+        A row for each foreign key, and the names of those that were not looked at: their table is too large, or the
+        session's role does not see all of its rows.
     """
-    rows, large = [], []
+    rows, unread = [], []
     for name, child, parent, columns, keys, size in connection.execute(_FOREIGN_KEYS).fetchall():
-        if size > max_bytes:
-            large.append(name)
+        if size is None or size > max_bytes:
+            unread.append(name)
             continue
         same = " AND ".join(f"p.{key} = c.{column}" for column, key in zip(columns, keys, strict=True))
         there = " AND ".join(f"c.{column} IS NOT NULL" for column in columns)
@@ -281,7 +324,7 @@ def orphans(connection: psycopg.Connection[t.Any], max_bytes: int) -> tuple[list
                 "Rows came in while triggers were off, or the constraint is NOT VALID: delete or mend them.",
             )
         )
-    return rows, large
+    return rows, unread
 
 
 @dataclass(frozen=True)
@@ -361,6 +404,11 @@ def junit_of(rows: t.Sequence[Check], *, suite: str, seconds: float) -> bytes:
         elif row.status != "ok":
             ET.SubElement(case, "skipped", message=f"{row.status}: {told}")
     return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def json_of(rows: t.Sequence[Check], **facts: t.Any) -> bytes:
+    """Return all checks as JSON, the good ones too, with further facts."""
+    return json.dumps({**facts, "checks": [asdict(row) for row in rows]}, ensure_ascii=False, indent=1).encode()
 
 
 def _printable(text: str) -> str:

@@ -146,8 +146,11 @@ class Watch:
         while not self._stopped.wait(pause):
             try:
                 with self._looking:
-                    if self._since is not None and time.monotonic() - self._since >= pause:
+                    now = time.monotonic()
+                    if self._since is not None and now - self._since >= pause:
                         self._look()
+                    elif self._since is not None:
+                        self._tell([], now)  # many quick statements are a long run, too
             except psycopg.Error:
                 if self._own:
                     self._own.close()
@@ -171,6 +174,10 @@ class Watch:
             if now - self._blocked_since >= self._options.blockers.after:
                 for row in waits_for:
                     self._end(row)
+        self._tell(waits_for, now)
+
+    def _tell(self, waits_for: t.Sequence[t.Mapping[str, t.Any]], now: float) -> None:
+        """Say a line of progress, if it is time for one."""
         if self._say and now - self._said_at >= self._options.progress_interval:
             self._said_at = now
             self._say(self._line(waits_for, now))
@@ -178,12 +185,11 @@ class Watch:
     def _line(self, waits_for: t.Sequence[t.Mapping[str, t.Any]], now: float) -> str:
         """Return a line of progress."""
         parts = [self._title, f"{now - self._file_since:.0f} s"]
-        assert self._own is not None
         if waits_for:
             parts.append("waits for " + describe_session(waits_for[0]))
         elif detail := self._detail():
             parts.append(detail)
-        else:
+        elif self._own:
             row = self._own.execute(_PROGRESS, {"pid": self._pid}).fetchone()
             if row:
                 parts.append(row[0] + (f" {row[1]:.0f} %" if row[1] is not None else ""))

@@ -25,12 +25,26 @@ if t.TYPE_CHECKING:
 _SHOWN_ROWS = 5
 
 
+@dataclass(frozen=True)
+class Opened:
+    """The transaction of a file: its id, the position in the log, the name of the restore point.
+
+    C(held) says whether the session held the run's lock when it was opened.
+    """
+
+    file: str
+    transaction: str
+    lsn: str
+    restore_point: str | None
+    held: bool
+
+
 @dataclass
 class Work:
     """What applying needs: the session, the ledger, the watch, the options, and what is known so far.
 
     C(key) is the run's lock, C(touched) collects the OIDs of relations for the care after the run, C(restore_points)
-    says whether the login may make them.
+    says whether the login may make them. C(opened) is the transaction of the file that comes next, if it is open.
     """
 
     connection: psycopg.Connection[t.Any]
@@ -41,6 +55,7 @@ class Work:
     key: int
     restore_points: bool = False
     touched: set[int] = field(default_factory=set)
+    opened: Opened | None = None
 
     def role_of(self, script: Script) -> str | None:
         """Return the role that a file works as."""
@@ -48,6 +63,7 @@ class Work:
 
     def settle(self, script: Script, waits: str = "A") -> None:
         """Give the session the settings of a file, with the lock timeout of a class of statements."""
+        self.close()
         reset(self.connection)
         set_role(self.connection, self.role_of(script))
         timeouts = self.timeouts(script, waits)
@@ -65,8 +81,15 @@ class Work:
 
     def as_owner(self) -> None:
         """Forget the file's settings and work as the ledger's owner."""
+        self.close()
         reset(self.connection)
         set_role(self.connection, self.options.role)
+
+    def close(self) -> None:
+        """Give up a transaction that was opened for a file which has not begun."""
+        if self.opened:
+            self.opened = None
+            self.connection.execute("ROLLBACK")
 
     def pause(self, attempt: int) -> None:
         """Wait before the next attempt, longer each time, never in step with others."""

@@ -67,12 +67,11 @@ extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
   - settler.runbook.attributes
+  - settler.runbook.scripts
 seealso:
   - module: settler.runbook.migrate
 author:
   - The Settler database team (@settler)
-requirements:
-  - pglast >= 7 on the host where the module runs
 """
 
 EXAMPLES = r"""
@@ -113,7 +112,6 @@ unexpected:
 
 import typing as t
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils import _adopt
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
@@ -122,9 +120,10 @@ from ansible_collections.settler.runbook.plugins.module_utils._ledger import Led
 from ansible_collections.settler.runbook.plugins.module_utils._lock import run_lock
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options
-from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR
+from ansible_collections.settler.runbook.plugins.module_utils._scripts import parser_for
 
 if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
     from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
@@ -140,14 +139,13 @@ ARGUMENTS: dict[str, t.Any] = {
     "project": {"type": "str", "default": "settler"},
     "ledger_schema": {"type": "str", "default": "runbook"},
     "lock_wait": {"type": "float", "default": 60.0},
+    "scripts_file": {"type": "path"},
 }
 
 
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Adopt under the run's lock."""
     params = module.params
-    if PGLAST_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("pglast"), exception=PGLAST_IMPORT_ERROR)
     files = read_migrations(params["directory"], params["optional"])
     options = Options(
         run_id=params["run_id"],
@@ -171,7 +169,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
                         "baseline: the ledger has rows already: " + ", ".join(sorted(known)),
                         hint="A baseline is for a database without a ledger; after it, playbooks/migrate.yml goes on.",
                     )
-                unexpected = _adopt.prove_baseline(connection, params, chosen, options)
+                parser = parser_for(params["scripts_file"])
+                unexpected = _adopt.prove_baseline(connection, params, chosen, options, parser)
         else:
             chosen = _told_by(connection, params, files)
         new = [file for file in chosen if file.file not in known]

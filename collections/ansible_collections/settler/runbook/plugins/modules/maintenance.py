@@ -35,6 +35,12 @@ options:
     description: Seconds that open transactions get to finish before their sessions are ended.
     type: float
     default: 5.0
+  lock_wait:
+    description:
+      - Seconds to wait for other runs that are at work in the database. If one still is, the window is not opened.
+      - What a killed run has left on the server is gone after a second or two.
+    type: float
+    default: 15.0
   run_id:
     description: Name of this run.
     type: str
@@ -82,6 +88,14 @@ ended:
       description: What it did.
       type: str
       returned: always
+window:
+  description: Which window was opened, for the option O(settler.runbook.migrate#module:window); empty where none was.
+  returned: always
+  type: str
+foreign_window:
+  description: Whether another run is at work, so that it is not for this one to let the application in again.
+  returned: when another run is at work
+  type: bool
 """
 
 import typing as t
@@ -100,7 +114,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     application = f"runbook:{params['run_id']}:maintenance"
     connection = (connect_if_exists if module.check_mode else connect)(params, application=application)
     if connection is None:
-        return {"changed": False, "ended": []}
+        return {"changed": False, "ended": [], "window": ""}
     with connection:
         roles = params["roles"]
         opening = params["state"] == "present"
@@ -112,6 +126,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         result = {
             "changed": changed,
             "ended": [],
+            "window": "",
             "diff": {"before": {"kept_out": sorted(out)}, "after": {"kept_out": after}},
         }
         if module.check_mode:
@@ -119,7 +134,10 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         owner = params["set_role"]
         if opening:
             # also when nothing changes: a session that was open before stays until it is ended
-            result["ended"] = _maintenance.close_to(connection, roles, owner=owner, drain=params["drain"])
+            _maintenance.refuse_other_runs(connection, params["run_id"], wait=params["lock_wait"])
+            result["ended"], result["window"] = _maintenance.close_to(
+                connection, roles, owner=owner, drain=params["drain"]
+            )
         elif changed:
             _maintenance.open_to(connection, roles, owner=owner)
         return result
@@ -134,6 +152,7 @@ def main() -> None:
             "roles": {"type": "list", "elements": "str", "required": True},
             "set_role": {"type": "str"},
             "drain": {"type": "float", "default": 5.0},
+            "lock_wait": {"type": "float", "default": 15.0},
             "run_id": {"type": "str", "default": ""},
         },
     )

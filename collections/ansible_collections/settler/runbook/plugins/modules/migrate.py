@@ -66,6 +66,12 @@ options:
     description: Go on in a database whose ledger was written on another server or under another name, and note it.
     type: bool
     default: false
+  window:
+    description:
+      - The maintenance window of this run, as RV(settler.runbook.maintenance#module:window) names it.
+      - Nothing is applied if anybody has opened or closed one since.
+    type: str
+    default: ''
   shapes:
     description:
       - How to name a schema that the database has without a ledger, most particular first. The key is the name, the
@@ -177,18 +183,18 @@ options:
   progress_file:
     description:
       - File to which lines of progress are appended, one every few seconds at most.
-      - Given by the action plugin of this name, which shows them while the module works, where both share their files.
+      - Given by the action plugin of this name, which reads it over the connection of the task, shows the lines while
+        the module works, and removes it. Only the module's user can read it.
     type: path
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
   - settler.runbook.attributes
+  - settler.runbook.scripts
 seealso:
   - module: settler.runbook.migration_info
 author:
   - The Settler database team (@settler)
-requirements:
-  - pglast >= 7 on the host where the module runs
 """
 
 EXAMPLES = r"""
@@ -357,6 +363,10 @@ databases:
   returned: when O(databases) is given
   type: list
   elements: dict
+foreign_window:
+  description: Whether somebody else has opened or closed a maintenance window since O(window).
+  returned: when that is so
+  type: bool
 file:
   description: Path of the file that failed.
   returned: when a statement failed
@@ -379,36 +389,28 @@ hint:
   type: str
 """
 
+# What a run with nothing pending does not need is imported where it is needed: the parser and the engine take longer to
+# load than the question what is pending takes to answer.
 import contextlib
 import dataclasses
 import functools
+import os
 import typing as t
-from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
-from ansible_collections.settler.runbook.plugins.module_utils._advice import advice
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
-from ansible_collections.settler.runbook.plugins.module_utils._fleet import databases_of, run_fleet
-from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import (
-    file_plans,
-    migrate,
-    pending_plan,
-    refuse_unexpected,
-)
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan, refuse_unexpected
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
-from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
 
 if t.TYPE_CHECKING:
+    from ansible.module_utils.basic import AnsibleModule
     from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
     from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan
     from ansible_collections.settler.runbook.plugins.module_utils._plan import Plan
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
-    from ansible_collections.settler.runbook.plugins.module_utils._statements import Script
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser, Script
 
 ARGUMENTS: dict[str, t.Any] = {
     "directory": {"type": "path", "required": True},
@@ -421,6 +423,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "phase": {"type": "str", "choices": ["all", "expand"], "default": "all"},
     "expected_plan": {"type": "str", "default": ""},
     "accept_copy": {"type": "bool", "default": False},
+    "window": {"type": "str", "default": ""},
     "shapes": {"type": "dict", "default": {}},
     "hazards_allowed": {"type": "list", "elements": "str", "default": []},
     "hazard_min_bytes": {"type": "int", "default": 10485760},
@@ -445,6 +448,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "workers": {"type": "int", "default": 4},
     "max_failures": {"type": "int", "default": 1},
     "progress_file": {"type": "path"},
+    "scripts_file": {"type": "path"},
 }
 
 
@@ -469,6 +473,7 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
         phase=params["phase"],
         expected_plan=params["expected_plan"],
         accept_copy=params["accept_copy"],
+        window=params["window"],
         hazards_allowed=tuple(params["hazards_allowed"]),
         hazard_min_bytes=params["hazard_min_bytes"],
         lock_wait=params["lock_wait"],
@@ -495,15 +500,13 @@ def options_of(params: t.Mapping[str, t.Any]) -> Options:
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Plan; then, unless in check mode, apply; in one database or in many."""
     params = module.params
-    if PGLAST_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("pglast"), exception=PGLAST_IMPORT_ERROR)
     options = options_of(params)
     files = read_migrations(params["directory"], params["optional"])
     with contextlib.ExitStack() as stack:
         say = _teller(stack, params["progress_file"])
         if params["databases"]:
             return _fleet(module, files, options, say)
-        return _database(module, params["login_db"], files, options, say, parse)
+        return _database(module, params["login_db"], files, options, say, _parser(params["scripts_file"]))
 
 
 def _fleet(
@@ -514,10 +517,21 @@ def _fleet(
     Raises:
         RunbookError: one failed.
     """
+    from ansible_collections.settler.runbook.plugins.module_utils._fleet import databases_of, run_fleet
+
     params = module.params
     with connect(params, application=f"runbook:{options.run_id}:fleet") as server:
         names = databases_of(server, params["databases"])
-    parse_once = functools.cache(parse)
+    parser = _parser(params["scripts_file"])
+
+    @functools.cache
+    def script_of(file: MigrationFile) -> Script:
+        with contextlib.suppress(Unparsed):
+            return parser([file])[0]
+        return parser(files)[0]  # asks for all of them at once, before the first database is changed
+
+    def parse_once(wanted: t.Sequence[MigrationFile]) -> list[Script]:
+        return [script_of(file) for file in wanted]
 
     def one(name: str) -> dict[str, t.Any]:
         told = (lambda line: say(f"{name}: {line}")) if say else None
@@ -554,7 +568,7 @@ def _database(
     files: t.Sequence[MigrationFile],
     options: Options,
     say: t.Callable[[str], None] | None,
-    parser: t.Callable[[MigrationFile], Script],
+    parser: Parser,
 ) -> dict[str, t.Any]:
     """Plan and, unless in check mode, apply in one database."""
     open_connection = connect_if_exists if module.check_mode else connect
@@ -574,10 +588,14 @@ def _database(
         }
         if connection and not todo.applied:
             result |= _history(connection, module)
-        if module.check_mode or not todo.pending or connection is None:
+        if not todo.pending:
+            return {**result, "applied": []}
+        if module.check_mode or connection is None:
             plans = _planned(connection, todo, options, parser)
             result["diff"]["prepared"] = "".join(plan.as_text() for plan in plans)
             return {**result, "applied": [plan.as_dict() for plan in plans]}
+        from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
+
         try:
             migrate(connection, files, options, outcome, say=say, parser=parser)
         except RunbookError as error:
@@ -593,15 +611,19 @@ def _planned(
     connection: psycopg.Connection[t.Any] | None,
     todo: Plan,
     options: Options,
-    parser: t.Callable[[MigrationFile], Script],
+    parser: Parser,
 ) -> list[FilePlan]:
     """Return what each pending file would do, with advice.
 
     Raises:
         RunbookError: it is not the plan that was approved, or has hazards that nobody allows.
     """
+    from ansible_collections.settler.runbook.plugins.module_utils._advice import advice
+    from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
+    from ansible_collections.settler.runbook.plugins.module_utils._migrate import file_plans
+
     refuse_unexpected(todo, options)
-    plans = file_plans(connection, [parser(file) for file in todo.pending], options)
+    plans = file_plans(connection, parser(todo.pending), options)
     refuse_hazards(plans)
     told = advice(todo.pending)
     return [
@@ -610,8 +632,25 @@ def _planned(
     ]
 
 
+def _parser(scripts_file: str | None) -> Parser:
+    """Return what makes scripts of files; the parser is loaded when there is something to parse."""
+
+    @functools.cache
+    def loaded() -> Parser:
+        from ansible_collections.settler.runbook.plugins.module_utils._scripts import parser_for
+
+        return parser_for(scripts_file)
+
+    def parse(files: t.Sequence[MigrationFile]) -> list[Script]:
+        return loaded()(files)
+
+    return parse
+
+
 def _history(connection: psycopg.Connection[t.Any], module: AnsibleModule) -> dict[str, t.Any]:
     """Return, and warn of, what a database without a ledger has been through."""
+    from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
+
     found = [str(ledger) for ledger in foreign_ledgers(connection)]
     for ledger in found:
         module.warn(
@@ -626,9 +665,10 @@ def _teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], 
     if not path:
         return None
     try:
-        file = stack.enter_context(Path(path).open("a", encoding="utf-8", buffering=1))  # noqa: SIM115 - it does
-    except OSError:  # another user's folder: progress is a comfort, not a condition
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    except OSError:  # progress is a comfort, not a condition
         return None
+    file = stack.enter_context(os.fdopen(handle, "a", encoding="utf-8", buffering=1))
     return lambda line: print(line, file=file)
 
 

@@ -63,6 +63,7 @@ extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
   - settler.runbook.attributes.info
+  - settler.runbook.scripts
 seealso:
   - module: settler.runbook.migrate
 author:
@@ -105,7 +106,7 @@ plan:
   description:
     - What each pending file would do in this database, as RV(settler.runbook.migrate#module:applied) has it in check
       mode; hazards that nobody allows have an empty C(allowed).
-    - Empty where pglast is missing, or where a run would refuse to start.
+    - Empty where a run would refuse to start.
   returned: always
   type: list
   elements: dict
@@ -182,7 +183,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._module import run
 from ansible_collections.settler.runbook.plugins.module_utils._plan import newest, plan
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options
-from ansible_collections.settler.runbook.plugins.module_utils._statements import PGLAST_IMPORT_ERROR, parse
+from ansible_collections.settler.runbook.plugins.module_utils._scripts import parser_for
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -255,7 +256,7 @@ def _outlook(
     """Return what a run would do: C(problem), C(pending), C(head) and C(plan)."""
     try:
         todo = plan(files, rows, out_of_order=params["out_of_order"])
-        scripts = [] if PGLAST_IMPORT_ERROR else [parse(file) for file in todo.pending]
+        scripts = parser_for(params["scripts_file"])(todo.pending)
         options = Options(
             run_id=params["run_id"],
             role=params["set_role"],
@@ -286,6 +287,7 @@ def main() -> None:
             "hazard_min_bytes": {"type": "int", "default": 10485760},
             "application_roles": {"type": "list", "elements": "str", "default": []},
             "events": {"type": "int", "default": 20},
+            "scripts_file": {"type": "path"},
         },
     )
 

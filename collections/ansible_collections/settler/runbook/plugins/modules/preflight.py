@@ -97,6 +97,10 @@ server_major:
   returned: always
   type: int
   sample: 15
+identity:
+  description: Names server and database, whatever the host names and addresses that lead to them.
+  returned: always
+  type: str
 size_bytes:
   description: Size of the database in bytes.
   returned: always

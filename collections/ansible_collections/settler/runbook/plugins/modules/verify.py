@@ -19,7 +19,9 @@ description:
     back.
   - Compares the data with that of a backup made before a migration - row counts, and the content of each column that
     is there before and after.
-  - Changes nothing. A failed check fails the module.
+  - Changes nothing; with O(record) it notes the outcome in the ledger. A failed check fails the module.
+  - Works in check mode, and where nothing can be written, such as on a standby. What cannot be proved there is told
+    in RV(unproved).
 options:
   expected:
     description:
@@ -68,11 +70,26 @@ options:
   junit:
     description: File to write all checks to as JUnit XML, on the host where the module runs; not in check mode.
     type: path
+  json:
+    description:
+      - File to write all checks to as JSON, on the host where the module runs; not in check mode. RV(checks) has only
+        those that are not ok.
+    type: path
+  record:
+    description:
+      - Note in the ledger that the database was verified, with RV(digest) and RV(counts). Not in check mode, and not
+        where nothing can be written or there is no ledger of this version.
+    type: bool
+    default: false
+  ledger_schema:
+    description: Schema of the ledger.
+    type: str
+    default: runbook
   orphans_max_bytes:
     description:
       - Size in bytes of a table up to which its rows are read to find those whose foreign key refers to nothing, also
         for keys that are NOT VALID. Larger ones are named in RV(orphans_unread).
-      - Tables of which O(set_role) does not see all rows are left out.
+      - Those of which O(set_role) does not see all rows are named there, too.
     type: int
     default: 1073741824
   before:
@@ -195,18 +212,41 @@ compared_tables:
   returned: always
   type: int
 isolated_tables:
-  description: How many tables were tried across the tenants' border.
+  description: How many tables and partitions were tried across the tenants' border.
   returned: always
   type: int
 digest:
   description: SHA-256 of the catalogue, the same for the same schema on any server.
   returned: always
   type: str
+expected_digest:
+  description: SHA-256 of the expectation. It is RV(digest) if the catalogue is exactly what was expected.
+  returned: when O(expected) is given
+  type: str
 orphans_unread:
-  description: Foreign keys of tables that are too large to look for orphans in.
+  description:
+    - Foreign keys of tables that are too large to look for orphans in, or of which O(set_role) does not see all rows.
   returned: always
   type: list
   elements: str
+unproved:
+  description: What could not be proved here, and why.
+  returned: always
+  type: list
+  elements: str
+sequences_drawn:
+  description: Sequences from which the proof of isolation has drawn numbers, which does not roll back.
+  returned: always
+  type: list
+  elements: str
+isolation_seconds:
+  description: How long the proof of isolation took, and so how long its transaction was open.
+  returned: always
+  type: float
+recorded:
+  description: Whether the outcome was noted in the ledger.
+  returned: always
+  type: bool
 catalogue:
   description: The catalogue in the shape of an expectation; only when O(expected) is not given.
   returned: when O(expected) is not given
@@ -231,14 +271,17 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
     fingerprints,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import compare as compare_data
-from ansible_collections.settler.runbook.plugins.module_utils._isolation import Settings, prove
+from ansible_collections.settler.runbook.plugins.module_utils._isolation import Proof, prove
+from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
+from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
 from ansible_collections.settler.runbook.plugins.module_utils._verify import (
     Check,
     allow,
     compare,
     health,
+    json_of,
     junit_of,
     orphans,
     read_allowances,
@@ -257,41 +300,28 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     expected = read_expectation(params["expected"]) if params["expected"] else None
     allowances = read_allowances(params["allow"])
     began = time.monotonic()
-    rows: list[Check] = []
     with connect(params, application=f"runbook:{params['run_id']}:verify") as connection:
-        isolation = params["isolation"]
-        if module.check_mode and not may_become(connection, params["set_role"]):
-            isolation = None
-            module.warn(f"{params['login_user']} may not become {params['set_role']}: tenant isolation is not proved")
-        else:
-            set_role(connection, params["set_role"])
-        catalogue = snapshot(connection, exclude=params["exclude_schemas"], role_names=params["role_names"])
+        catalogue, rows, facts = _look(module, connection, expected)
+        rows = allow(rows, allowances, dt.datetime.now(dt.UTC).date())
+        if params["unexpected"] == "ignore":
+            rows = [row for row in rows if row.status != "unexpected"]
+        counts = {"ok": 0, "failed": 0, "unexpected": 0, "allowed": 0} | Counter(row.status for row in rows)
+        facts |= {"counts": counts, "digest": digest(catalogue)}
         if expected is not None:
-            rows += compare(expected, catalogue)
-        rows += health(connection)
-        rows += sequences(connection)
-        found, unread = orphans(connection, params["orphans_max_bytes"])
-        rows += found
-        if params["before"]:
-            rows += data(connection, params)
-        if isolation:
-            rows += prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
-    rows = allow(rows, allowances, dt.datetime.now(dt.UTC).date())
-    if params["unexpected"] == "ignore":
-        rows = [row for row in rows if row.status != "unexpected"]
-    if params["junit"] and not module.check_mode:
-        suite = f"verify {params['login_db']}"
-        write_private(Path(params["junit"]), junit_of(rows, suite=suite, seconds=time.monotonic() - began))
-    counts = {"ok": 0, "failed": 0, "unexpected": 0, "allowed": 0} | Counter(row.status for row in rows)
-    isolated = len({row.object for row in rows if row.check == "tenant isolation: select"})
+            facts["expected_digest"] = digest(expected)
+        facts["recorded"] = bool(params["record"]) and not module.check_mode and _record(connection, params, facts)
+    if not module.check_mode:
+        seconds = time.monotonic() - began
+        if params["junit"]:
+            suite = f"verify {params['login_db']}"
+            write_private(Path(params["junit"]), junit_of(rows, suite=suite, seconds=seconds))
+        if params["json"]:
+            facts_of_run = {"database": params["login_db"], "run_id": params["run_id"], "seconds": round(seconds, 3)}
+            write_private(Path(params["json"]), json_of(rows, **facts_of_run, **facts))
     result: dict[str, t.Any] = {
-        "changed": False,
+        "changed": facts["recorded"],
         "checks": [dataclasses.asdict(row) for row in rows if row.status != "ok"],
-        "counts": counts,
-        "compared_tables": sum(row.check == "data" for row in rows),
-        "isolated_tables": isolated,
-        "digest": digest(catalogue),
-        "orphans_unread": unread,
+        **facts,
     }
     if expected is None:
         result["catalogue"] = catalogue
@@ -303,6 +333,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         )
     if counts["unexpected"]:
         module.warn(f"{counts['unexpected']} objects are not in the expectation:\n{table_of(rows)}")
+    for text in facts["unproved"]:
+        module.warn(f"not proved: {text}")
     return result
 
 
@@ -324,6 +356,60 @@ def data(connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any]) -
             session, exported[0], as_before(now, before), Limits(jobs=max(1, params["jobs"])), samples=before
         )
     return compare_data(before, after, now, params["changes"])
+
+
+def _look(
+    module: AnsibleModule, connection: psycopg.Connection[t.Any], expected: Snapshot | None
+) -> tuple[Snapshot, list[Check], dict[str, t.Any]]:
+    """Make all checks; return the catalogue, a row for each check, and what else there is to tell."""
+    params = module.params
+    isolation, unproved = params["isolation"], []
+    if module.check_mode and not may_become(connection, params["set_role"]):
+        if isolation:
+            unproved = [f"tenant isolation: {params['login_user']} may not become {params['set_role']}"]
+        isolation = None
+    else:
+        set_role(connection, params["set_role"])
+    catalogue = snapshot(connection, exclude=params["exclude_schemas"], role_names=params["role_names"])
+    rows = compare(expected, catalogue) if expected is not None else []
+    rows += health(connection)
+    found, unread_sequences = sequences(connection)
+    rows += found
+    if unread_sequences:
+        unproved.append(
+            f"sequences ahead of their columns, of which not all can be read: {', '.join(unread_sequences)}"
+        )
+    found, unread = orphans(connection, params["orphans_max_bytes"])
+    rows += found
+    if params["before"]:
+        rows += data(connection, params)
+    proof = Proof()
+    if isolation:
+        proof = prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
+        rows += proof.rows
+    return (
+        catalogue,
+        rows,
+        {
+            "compared_tables": sum(row.check == "data" for row in rows),
+            "isolated_tables": proof.tables,
+            "isolation_seconds": proof.seconds,
+            "orphans_unread": unread,
+            "unproved": unproved + proof.unproved,
+            "sequences_drawn": proof.drawn,
+        },
+    )
+
+
+def _record(connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any], facts: t.Mapping[str, t.Any]) -> bool:
+    """Note the outcome in the ledger where that can be done."""
+    ledger = Ledger(connection, params["ledger_schema"])
+    row = connection.execute("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'").fetchone()
+    if not row or row[0] or not ledger.is_current():
+        return False
+    names = ("digest", "expected_digest", "counts", "isolated_tables", "isolation_seconds", "unproved")
+    ledger.record_event("verified", run_id=params["run_id"], **{name: facts[name] for name in names if name in facts})
+    return True
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -370,6 +456,9 @@ def main() -> None:
                 },
             },
             "junit": {"type": "path"},
+            "json": {"type": "path"},
+            "record": {"type": "bool", "default": False},
+            "ledger_schema": {"type": "str", "default": "runbook"},
             "orphans_max_bytes": {"type": "int", "default": 1073741824},
             "before": {"type": "path"},
             "changes": {"type": "list", "elements": "str", "default": []},

@@ -1,0 +1,356 @@
+# Copyright: (c) 2026, the Settler runbook contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a tenant's session must not be able to do, each tried as the application role in a savepoint.
+
+A try is one round trip: a database has dozens of tables, and the proof holds its transaction open for all of them.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.settler.runbook.plugins.module_utils._errors import describe
+from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Probe, Settings, Table, insert
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
+
+#: Views that the application can read, with the tenant column if they have it; those of extensions are not ours.
+_VIEWS = """
+SELECT c.oid::bigint, n.nspname, c.relname,
+    (SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = %(column)s)
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'v' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relname <> ALL (%(exclude)s)
+  AND has_schema_privilege(%(role)s, n.oid, 'USAGE') AND has_any_column_privilege(%(role)s, c.oid, 'SELECT')
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = c.oid AND e.deptype = 'e'
+                  AND e.classid = 'pg_catalog.pg_class'::regclass)
+ORDER BY 2, 3
+"""
+
+#: What must be closed to the application, because no policy stands before it: materialized views, views that write the
+#: tables of tenants with their owner's rights, partitions without row security.
+_CLOSED = """
+SELECT 'materialized view closed', c.oid::regclass::text,
+    has_schema_privilege(%(role)s, n.oid, 'USAGE') AND has_any_column_privilege(%(role)s, c.oid, 'SELECT'),
+    'no right to read', 'the application may read it',
+    'It knows no policies: REVOKE, and grant a view that shows a tenant its own rows.'
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'm' AND c.relname <> ALL (%(exclude)s)
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = c.oid AND e.deptype = 'e'
+                  AND e.classid = 'pg_catalog.pg_class'::regclass)
+UNION ALL
+SELECT 'view does not write past policies', v.oid::regclass::text,
+    has_schema_privilege(%(role)s, v.relnamespace, 'USAGE') AND pg_relation_is_updatable(v.oid, false) & 28 <> 0
+    AND (has_any_column_privilege(%(role)s, v.oid, 'INSERT, UPDATE') OR has_table_privilege(%(role)s, v.oid, 'DELETE'))
+    AND coalesce(v.reloptions && ARRAY['security_invoker=true', 'security_invoker=on', 'security_invoker=1'], false)
+        IS FALSE,
+    'read-only, or security_invoker', 'writes with the rights of its owner',
+    'REVOKE INSERT, UPDATE, DELETE from the application, or ALTER VIEW … SET (security_invoker = true) from 15 on.'
+FROM pg_catalog.pg_class v WHERE v.relkind = 'v' AND v.relname <> ALL (%(exclude)s) AND EXISTS (
+    WITH RECURSIVE reads AS (
+        SELECT v.oid UNION
+        SELECT d.refobjid FROM reads JOIN pg_catalog.pg_rewrite w ON w.ev_class = reads.oid
+        JOIN pg_catalog.pg_depend d ON d.objid = w.oid AND d.classid = 'pg_catalog.pg_rewrite'::regclass
+            AND d.refclassid = 'pg_catalog.pg_class'::regclass
+    ) SELECT FROM reads WHERE reads.oid = ANY (%(tables)s::oid[]))
+UNION ALL
+SELECT 'row security of a partition', c.oid::regclass::text,
+    NOT c.relrowsecurity AND has_schema_privilege(%(role)s, c.relnamespace, 'USAGE')
+    AND (has_any_column_privilege(%(role)s, c.oid, 'SELECT, INSERT, UPDATE')
+         OR has_table_privilege(%(role)s, c.oid, 'DELETE')),
+    'on, or no right on it', 'off, and the application may name it',
+    'The policies of the whole do not hold where a partition is named itself: REVOKE ALL on it.'
+FROM unnest(%(tables)s::oid[]) p (root), pg_partition_tree(p.root) x JOIN pg_catalog.pg_class c ON c.oid = x.relid
+WHERE x.level > 0
+ORDER BY 1, 2
+"""
+
+_TOO_WIDE = "The policy is missing, too wide or lacks WITH CHECK."
+_NO_CONTEXT = "select with no context"
+
+
+class Party(t.NamedTuple):
+    """The probe tenants: whose session it is, whose rows are beside its own, and one that has none."""
+
+    mine: str
+    other: str
+    third: str
+
+
+class View(t.NamedTuple):
+    """A view that the application can read."""
+
+    oid: int
+    schema: str
+    name: str
+    tenant: str | None
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+
+def views(connection: psycopg.Connection[t.Any], settings: Settings) -> list[View]:
+    """Return the views that the application can read."""
+    arguments = {"role": settings.role, "column": settings.tenant_column, "exclude": list(settings.exclude)}
+    return [View(*row) for row in connection.execute(_VIEWS, arguments)]
+
+
+def closed(connection: psycopg.Connection[t.Any], settings: Settings, tables: t.Sequence[Table]) -> list[Check]:
+    """Look at what must not be open to the application at all."""
+    arguments = {
+        "role": settings.role,
+        "exclude": list(settings.exclude),
+        "tables": [table.oid for table in tables],
+    }
+    return [
+        Check(check, name, "failed", expected, actual, hint) if is_open else Check(check, name)
+        for check, name, is_open, expected, actual, hint in connection.execute(_CLOSED, arguments)
+    ]
+
+
+class Session:
+    """The application's session; whatever is tried is undone."""
+
+    def __init__(self, connection: psycopg.Connection[t.Any], settings: Settings) -> None:
+        self.connection = connection
+        self.settings = settings
+        self.cursor = psycopg.ClientCursor(connection)  # binds here, so that several statements go as one
+
+    def __enter__(self) -> t.Self:
+        self.connection.execute(
+            sql.SQL("SAVEPOINT session; SET LOCAL ROLE {}; SAVEPOINT trespass").format(
+                sql.Identifier(self.settings.role)
+            )
+        )
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.connection.execute("ROLLBACK TO SAVEPOINT session; RELEASE SAVEPOINT session")
+
+    def may_touch(self, oid: int) -> bool:
+        """Tell whether the application has any right on a table."""
+        row = self.connection.execute(
+            "SELECT has_schema_privilege(relnamespace, 'USAGE') AND (has_table_privilege(oid, 'DELETE') "
+            "OR has_any_column_privilege(oid, 'SELECT, INSERT, UPDATE')) FROM pg_catalog.pg_class WHERE oid = %s",
+            [oid],
+        ).fetchone()
+        return bool(row and row[0])
+
+    def context(self, tenant: str | None) -> sql.Composable:
+        """Return how the session gets its context; none leaves it as it was when it began."""
+        if tenant is None:
+            return sql.SQL("")
+        return sql.SQL("SELECT set_config({}, {}, true); ").format(
+            sql.Literal(self.settings.setting), sql.Literal(tenant)
+        )
+
+    def after_reset(self, tenant: str) -> sql.Composable:
+        """Return how the session loses a context that it had: the setting is empty then, not unset."""
+        return sql.SQL("SELECT set_config({}, {}, false); RESET {}; ").format(
+            sql.Literal(self.settings.setting),
+            sql.Literal(tenant),
+            sql.Identifier(*self.settings.setting.split(".")),
+        )
+
+    def ask(self, context: sql.Composable, query: sql.Composable, values: t.Sequence[t.Any] = ()) -> t.Any:
+        """Run a query in a context; return its first value, or the number of rows where it returns none."""
+        text = sql.SQL("ROLLBACK TO SAVEPOINT trespass; ") + context + query
+        cursor = self.cursor
+        cursor.execute(text, list(values) or None)
+        while cursor.nextset():
+            pass
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else cursor.rowcount
+
+    def attempt(self, context: sql.Composable, query: sql.Composable, values: t.Sequence[t.Any] = ()) -> str:
+        """Try something; return how many rows it reached, or that it was refused."""
+        try:
+            count = self.ask(context, query, values)
+        except psycopg.errors.LockNotAvailable:
+            raise
+        except (
+            # A key is no refusal: it only hides that the policy let the row through.
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.CheckViolation,
+            psycopg.errors.RaiseException,
+        ):
+            return "refused"
+        except psycopg.Error as error:
+            return describe(error)
+        return f"{count} row" + ("" if count == 1 else "s")
+
+
+def _check(what: str, name: str, seen: str) -> Check:
+    good = seen in ("refused", "0 rows")
+    return Check(
+        f"tenant isolation: {what}",
+        name,
+        "ok" if good else "failed",
+        "no row of others",
+        seen,
+        "" if good else _TOO_WIDE,
+    )
+
+
+def _any(relation: Table | View, condition: sql.Composable) -> sql.Composed:
+    """Return a query that counts to one: a leak in a large table is found at its first row."""
+    return sql.SQL("SELECT count(*) FROM (SELECT FROM {} WHERE {} LIMIT 1) x").format(relation.identifier, condition)
+
+
+def _is(table: Table, *probes: Probe | None) -> sql.Composable:
+    """Return the condition for the rows of probes, by their primary keys."""
+    rows = [
+        sql.SQL("({})").format(
+            sql.SQL(" AND ").join(
+                sql.SQL("{} = {}").format(sql.Identifier(column), sql.Literal(probe.row[column]))
+                for column in table.key
+            )
+        )
+        for probe in probes
+        if probe and table.key
+    ]
+    return sql.SQL(" OR ").join(rows) if rows else sql.SQL("false")
+
+
+def _anybodys(table: Table, mine: Probe | None, other: Probe | None) -> sql.Composable:
+    if table.tenant:
+        return sql.SQL("{} IS NOT NULL").format(sql.Identifier(table.tenant))
+    return _is(table, mine, other)
+
+
+def point_at_rows(connection: psycopg.Connection[t.Any], table: Table, *probes: Probe | None) -> None:
+    """Open, as the owner, a cursor on either tenant's probe row of a table.
+
+    PostgreSQL asks the policies for SELECT too where a statement reads a column, so a condition would hide that the
+    policies for UPDATE or DELETE are too wide. WHERE CURRENT OF reads none, and reaches one row and no other.
+    """
+    for owner, probe in zip(("mine", "other"), probes, strict=True):
+        if probe is None:
+            continue
+        column = table.tenant or table.link
+        assert column is not None
+        cursor = sql.Identifier(f"{owner}_{table.oid}")
+        connection.execute(
+            sql.SQL("DECLARE {0} CURSOR FOR SELECT FROM {1} WHERE {2} = {3} FOR UPDATE; FETCH {0}").format(
+                cursor, table.identifier, sql.Identifier(column), sql.Literal(probe.row[column])
+            )
+        )
+
+
+def read_unset(session: Session, table: Table, mine: Probe | None, other: Probe | None) -> Check:
+    """Read a table in a session that never had a context."""
+    return _check(
+        _NO_CONTEXT, table.name, session.attempt(session.context(None), _any(table, _anybodys(table, mine, other)))
+    )
+
+
+def _blind(session: Session, party: Party) -> dict[str, sql.Composable]:
+    """Return the contexts of nobody, but for that of a session that never had one."""
+    return {
+        "empty context": session.context(""),
+        "a context after RESET": session.after_reset(party.mine),
+        "malformed context": session.context("no uuid'"),
+    }
+
+
+def try_reading(session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None) -> list[Check]:
+    """Read another's rows of a table in each context."""
+    if table.tenant:
+        others: sql.Composable = sql.SQL("{} <> {}").format(sql.Identifier(table.tenant), sql.Literal(party.mine))
+    else:
+        others = _is(table, other)
+    rows = [_check("select", table.name, session.attempt(session.context(party.mine), _any(table, others)))]
+    anyone = _any(table, _anybodys(table, mine, other))
+    for name, context in _blind(session, party).items():
+        rows.append(_check(f"select with {name}", table.name, session.attempt(context, anyone)))
+    return rows
+
+
+def try_table(session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None) -> list[Check]:
+    """Make all attempts on one table, and look whether a tenant sees its own row."""
+    rows = try_reading(session, table, party, mine, other)
+    me, nobody = session.context(party.mine), session.context("")
+    column = table.tenant or table.link
+    assert column is not None
+    names = {
+        "table": table.identifier,
+        "column": sql.Identifier(column),
+        "my_row": sql.Identifier(f"mine_{table.oid}"),
+        "other_row": sql.Identifier(f"other_{table.oid}"),
+    }
+
+    def tried(what: str, context: sql.Composable, text: t.LiteralString, *values: t.Any) -> Check:
+        return _check(what, table.name, session.attempt(context, sql.SQL(text).format(**names), values))
+
+    if other:
+        given = list(other.given.values())
+        for what, context in (("insert", me), ("insert with empty context", nobody)):
+            rows.append(_check(what, table.name, session.attempt(context, insert(table, other.given), given)))
+        theirs = other.row[column]
+        rows.append(tried("update", me, "UPDATE {table} SET {column} = {column} WHERE {column} = %s", theirs))
+        take = "UPDATE {table} SET {column} = %s WHERE CURRENT OF {other_row}"
+        own = party.mine if table.tenant else (mine or other).row[column]
+        rows.append(tried("take over", me, take, own))
+        rows.append(tried("update with empty context", nobody, take, theirs))
+        for what, context in (("delete", me), ("delete with empty context", nobody)):
+            rows.append(tried(what, context, "DELETE FROM {table} WHERE CURRENT OF {other_row}"))
+    if mine and other:
+        to = party.third if table.tenant else other.row[column]
+        rows.append(tried("hand over", me, "UPDATE {table} SET {column} = %s WHERE CURRENT OF {my_row}", to))
+    if mine:
+        condition = sql.SQL("{} = {}").format(sql.Identifier(column), sql.Literal(mine.row[column]))
+        seen = session.attempt(me, _any(table, condition))
+        # A table may be closed to the application; one that is not must show a tenant its own row.
+        status = "ok" if seen in ("1 row", "refused") else "unexpected"
+        rows.append(Check("tenant isolation: own row", table.name, status, "1 row", seen))
+    return rows
+
+
+def read_view_unset(session: Session, view: View) -> list[Check]:
+    """Read a view with a tenant column in a session that never had a context."""
+    if not view.tenant:
+        return []
+    anyone = _any(view, sql.SQL("{} IS NOT NULL").format(sql.Identifier(view.tenant)))
+    return [_check(_NO_CONTEXT, view.name, session.attempt(session.context(None), anyone))]
+
+
+def try_view(session: Session, view: View, party: Party) -> list[Check]:
+    """Read others' rows through a view with a tenant column, also those that its materialized view has already."""
+    if not view.tenant:
+        return []
+    column = sql.Identifier(view.tenant)
+    others = _any(view, sql.SQL("{} <> {}").format(column, sql.Literal(party.mine)))
+    anyone = _any(view, sql.SQL("{} IS NOT NULL").format(column))
+    rows = [_check("read through a view", view.name, session.attempt(session.context(party.mine), others))]
+    for name, context in _blind(session, party).items():
+        rows.append(_check(f"select with {name}", view.name, session.attempt(context, anyone)))
+    return rows
+
+
+def contents(session: Session, view: View, tenant: str | None) -> str:
+    """Return what a view shows, as one text that is another one if any value is."""
+    query = sql.SQL("SELECT count(*) || ' rows, hash ' || coalesce(sum(hashtextextended(v::text, 0)), 0) FROM {} v")
+    try:
+        return str(session.ask(session.context(tenant), query.format(view.identifier)))
+    except psycopg.errors.LockNotAvailable:
+        raise
+    except psycopg.errors.InsufficientPrivilege:
+        return "refused"
+    except psycopg.Error as error:
+        return describe(error)
+
+
+def compare_contents(view: View, alone: str, crowded: str, without: str, with_other: str) -> list[Check]:
+    """Tell whether another tenant's rows make a difference in what a view shows, even in a sum."""
+    found = []
+    for what, before, after in (
+        ("read through a view with no context", alone, crowded),
+        ("view shows the same beside another's rows", without, with_other),
+    ):
+        good = before == after and (before == "refused" or ", hash " in before)
+        status = "ok" if good else "failed"
+        hint = "" if good else "It reads past the policies: WHERE … = current tenant, or security_invoker."
+        found.append(Check(f"tenant isolation: {what}", view.name, status, before, after, hint))
+    return found
