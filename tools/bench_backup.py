@@ -176,6 +176,7 @@ class Bench:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         work: dict[str, list[float]] = {name: [] for name in ways}
         sizes: dict[str, int | None] = {}
+        time.sleep(0.5)  # what has filled the database is over
         for _turn in range(self._repeat):
             for name, way in ways.items():
                 before, begin = self._work(), time.perf_counter()

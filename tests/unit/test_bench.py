@@ -6,7 +6,7 @@ import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._statements import parse
 
-from tools import bench
+from tools import bench, bench_backup
 
 
 def test_ratios_are_to_the_base_and_a_row_without_a_figure_has_its_note():
@@ -50,3 +50,14 @@ def test_tasks_cost_what_lies_between_their_lines():
 def test_the_engine_takes_the_plain_files(tmp_path):
     bench.write_plain(tmp_path, 2)
     assert [len(parse(file).statements) for file in read_migrations(str(tmp_path))] == [2, 2]
+
+
+def test_the_backup_table_has_ratios_to_its_base_and_the_limit_to_keep():
+    rows = {
+        "pg_dump > file.sql": {"seconds": 2.0, "processor": 4.0, "bytes": 8_000_000},
+        "ours, auto": {"seconds": 1.0, "processor": 5.0, "bytes": 2_000_000},
+        "the swap alone": {"seconds": 0.02, "processor": 0.0, "bytes": None},
+    }
+    lines = bench_backup._table("backup", rows, "pg_dump > file.sql")
+    assert " ".join(lines[2].split()) == "ours, auto 1.00 s 0.50 × 5.00 s 1.25 × 2 MB 0.25 × (limit 1.2 ×)"
+    assert lines[3].split()[-4:] == ["0.00", "s", "0.00", "×"]
