@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import psycopg
@@ -151,3 +154,47 @@ def is_back(cluster):
             return True
     except psycopg.OperationalError:
         return False
+
+
+@pytest.mark.parametrize("other", [16], indirect=True)
+def test_the_servers_log_since_the_run_began_is_kept_without_secrets(other, tmp_path):
+    with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
+        server.execute("ALTER SYSTEM SET logging_collector = on")
+        server.execute("CREATE ROLE reader LOGIN PASSWORD 'reader-secret'")
+        server.execute("SELECT 1 AS of_before_the_run")
+    folder = tmp_path / "kept"
+    arguments = {
+        **login(other, "postgres", "reader", "reader-secret"), "directory": str(folder), "run_id": "r1",
+        "since": dt.datetime.now(dt.UTC).isoformat(), "set_role": None, "ledger_schema": "runbook",
+        "notes": {"error": "PASSWORD 'of a note'", "plan": [{"password": "p-secret", "url": "postgresql://u:u-secret@h/d"}]},
+    }  # fmt: skip
+    assert set(call_module("diagnostics", arguments)["left_out"]) == {"server_log"}
+    with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
+        server.execute(
+            "GRANT EXECUTE ON FUNCTION pg_current_logfile(), pg_stat_file(text), "
+            "pg_read_file(text, bigint, bigint, boolean) TO reader"
+        )
+    restart(other)
+    time.sleep(1.1)  # the log is cut by whole seconds
+    arguments["since"] = dt.datetime.now(dt.UTC).isoformat()
+    with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
+        for statement in ("ALTER ROLE nobody PASSWORD 'hunter-2'", "SELECT 1 / 0"):
+            with pytest.raises(psycopg.Error):
+                server.execute(statement)
+    result = call_module("diagnostics", arguments)
+    assert result["left_out"] == {}
+    log = (folder / "server_log.txt").read_text(encoding="utf-8")
+    assert "division by zero" in log
+    assert "ready to accept connections" not in log
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert sorted(texts) == result["files"]
+    for secret in ("hunter-2", "reader-secret", "of a note", "p-secret", "u-secret", other.state.password):
+        assert [name for name, text in texts.items() if secret in text] == []
+
+
+def restart(cluster):
+    program = str(majors.ensure(cluster.state.major)["pg_ctl"])
+    subprocess.run(
+        ["runuser", "-u", cluster.data.owner(), "--", program, "restart", "-w", "-D", str(cluster.data)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
+    )  # fmt: skip

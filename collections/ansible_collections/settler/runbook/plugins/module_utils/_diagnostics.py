@@ -6,13 +6,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import re
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, may_become, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._connection import (
+    MAINTENANCE_DB,
+    connect,
+    may_become,
+    set_role,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
@@ -62,9 +68,9 @@ _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|conninfo|_command$|ssl
 #: A word such as PASSWORD and the value after it.
 _NAMED = r"\b((?:password|passphrase|passwd|secret|token)\b[\"']?\s*[=:]?\s*)(?:E?'(?:[^']|'')*'|[^\s,;)]+)"
 _SECRETS = (
-    (re.compile(_NAMED, re.IGNORECASE), r"\1***"),
-    (re.compile(r"SCRAM-SHA-256\$[^\s'\"]+|\bmd5[0-9a-f]{32}\b"), "***"),
     (re.compile(r"(://[^\s:/@]+:)[^\s@]+@"), r"\1***@"),
+    (re.compile(r"SCRAM-SHA-256\$[^\s'\"]+|\bmd5[0-9a-f]{32}\b"), "***"),
+    (re.compile(_NAMED, re.IGNORECASE), r"\1***"),
 )
 
 
@@ -92,25 +98,28 @@ def keep(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     """
     content: dict[str, t.Any] = dict(options.notes)
     left_out: dict[str, str] = {}
-    try:
-        with connect(params, application=f"runbook:{options.run_id}:diagnostics") as connection:
-            for name, read in _PARTS.items():
-                try:
-                    content[name] = read(connection, options)
-                except psycopg.Error as error:
-                    left_out[name] = describe(error)
-                except RunbookError as error:
-                    left_out[name] = error.message
-                if connection.closed:
-                    break
-    except RunbookError as error:
-        left_out |= dict.fromkeys(_PARTS, error.message)
+    for database, parts in ((params["login_db"], _OF_DATABASE), (MAINTENANCE_DB, _OF_SERVER)):
+        try:
+            with connect(params, dbname=database, application=f"runbook:{options.run_id}:diagnostics") as connection:
+                for name, read in parts.items():
+                    _read(content, left_out, name, functools.partial(read, connection, options))
+        except RunbookError as error:
+            left_out |= dict.fromkeys(parts.keys() - content.keys(), error.message)
     content["left_out"] = left_out
     for folder in [*reversed(options.folder.parents), options.folder]:
         folder.mkdir(mode=0o700, exist_ok=True)
     options.folder.chmod(0o700)
     files = [_write(options.folder, name, value, options.secrets) for name, value in content.items()]
     return {"files": sorted(files), "left_out": left_out}
+
+
+def _read(content: dict[str, t.Any], left_out: dict[str, str], name: str, read: t.Callable[[], t.Any]) -> None:
+    try:
+        content[name] = read()
+    except psycopg.Error as error:
+        left_out[name] = describe(error)
+    except RunbookError as error:
+        left_out[name] = error.message
 
 
 def _write(folder: Path, name: str, value: t.Any, secrets: t.Sequence[str]) -> str:
@@ -191,16 +200,23 @@ def _versions(connection: psycopg.Connection[t.Any], options: Options) -> dict[s
     }
 
 
-_PARTS: dict[str, t.Callable[[psycopg.Connection[t.Any], Options], t.Any]] = {
+_Read = t.Callable[["psycopg.Connection[t.Any]", Options], t.Any]
+
+_OF_DATABASE: dict[str, _Read] = {
     "ledger": _ledger,
-    "sessions": lambda connection, _options: _rows(connection, _SESSIONS),
-    "settings": lambda connection, _options: {
-        row["name"]: "***" if _SECRET_NAME.search(row["name"]) else row for row in _rows(connection, _SETTINGS)
-    },
     "sizes": lambda connection, _options: {
         "tables": _rows(connection, _SIZES),
         "databases": _rows(connection, _DATABASES),
     },
     "versions": _versions,
+}
+
+#: Read in another database, which the run has not touched: who may read the log is written in its catalogue. In the
+#: run's own it would be dumped, and no owner could restore it.
+_OF_SERVER: dict[str, _Read] = {
+    "sessions": lambda connection, _options: _rows(connection, _SESSIONS),
+    "settings": lambda connection, _options: {
+        row["name"]: "***" if _SECRET_NAME.search(row["name"]) else row for row in _rows(connection, _SETTINGS)
+    },
     "server_log": _server_log,
 }
