@@ -44,9 +44,6 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import com
 if t.TYPE_CHECKING:
     from pathlib import Path
 
-#: What pg_restore's sessions set: the swap's own commit makes all of them durable, and indexes sort in memory.
-_SETTINGS = "-c synchronous_commit=off -c maintenance_work_mem=256MB -c max_parallel_maintenance_workers=0"
-
 
 class How(t.Protocol):
     """What a restore needs to know, whatever it is for."""
@@ -179,7 +176,7 @@ def _load(params: t.Mapping[str, t.Any], how: How, name: str, server_major: int,
         how.source / "dump",
     ]
     with client_environment(params) as environment:
-        run_program(command, {**environment, "PGOPTIONS": _SETTINGS})
+        run_program(command, environment)
 
 
 def _compare(
