@@ -48,7 +48,7 @@ def backups(deployment: Deployment) -> list[Path]:
 
 
 def test_a_failed_change_is_taken_back_by_its_own_encrypted_backup(ready: Deployment, keys: Keys) -> None:
-    ready.migration("002_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n")
+    ready.migration("902_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n")
     before = ready.dump_without_events(), ready.row_counts()
     encrypted = {"backup_encryption": "age", "backup_recipients": [keys.public]}
 
@@ -94,7 +94,7 @@ def test_a_backup_is_fetched_and_restored_on_another_host(ready: Deployment, key
 
 
 def test_a_copy_that_is_required_stops_the_change_and_one_that_is_not_warns(ready: Deployment, keys: Keys) -> None:
-    ready.migration("002_two.sql", "CREATE TABLE two (id int);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n")
+    ready.migration("902_two.sql", "CREATE TABLE two (id int);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n")
     before = ready.dump()
     missing = {"backup_copy_to": [str(ready.folder / "unmounted")], "verify_unexpected": "ignore"}
 

@@ -29,7 +29,7 @@ def test_a_failed_change_stays_closed_and_the_command_leads_back(archived: Archi
         functions = "FUNCTION pg_create_restore_point(text), pg_switch_wal()"
         with deployment.connect() as server:
             server.execute(f"GRANT EXECUTE ON {functions} TO {deployment.prefix}_migrator")
-        deployment.migration("002_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\n")
+        deployment.migration("902_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\n")
         before = deployment.dump_without_events()
 
         run = deployment.play(

@@ -36,7 +36,7 @@ def without_pg_restore(deployment: Deployment) -> str:
 
 
 def test_a_failed_run_is_taken_back_by_its_snapshot_and_leaves_what_an_investigation_needs(ready: Deployment) -> None:
-    ready.migration("002_wrong.sql", WRONG)
+    ready.migration("902_wrong.sql", WRONG)
     secret = f"migrator of {ready.prefix}"
     before = ready.dump_without_events(), ready.row_counts()
 
@@ -63,8 +63,8 @@ def test_a_failed_run_is_taken_back_by_its_snapshot_and_leaves_what_an_investiga
         "error.txt", "plan.json", "ledger.json", "sessions.json", "settings.json", "sizes.json", "versions.json",
     }  # fmt: skip
     assert "public.jobs" in kept["error.txt"]
-    assert "002_wrong.sql" in {row["file"] for row in json.loads(kept["ledger.json"])["migrations"]}
-    assert json.loads(kept["plan.json"])[0]["file"] == "002_wrong.sql"
+    assert "902_wrong.sql" in {row["file"] for row in json.loads(kept["ledger.json"])["migrations"]}
+    assert json.loads(kept["plan.json"])[0]["file"] == "902_wrong.sql"
     assert "server_log" in json.loads(kept["left_out.json"]) or "server_log.txt" in kept
     assert str(folder) in run.output
     for name, text in kept.items():
@@ -74,7 +74,7 @@ def test_a_failed_run_is_taken_back_by_its_snapshot_and_leaves_what_an_investiga
 
 def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deployment) -> None:
     ready.migration(
-        "002_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n"
+        "902_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n"
     )
     keep = {"backup_snapshot": True, "verify_unexpected": "ignore", "migrate_require_proven_backup": True}
 
@@ -84,7 +84,7 @@ def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deploymen
     assert ready.databases() == [ready.database]
     events = ready.query("SELECT event, detail ->> 'rows' IS NOT NULL FROM runbook.events WHERE event = 'proven'")
     assert events == [("proven", True)]
-    ready.migration("003_three.sql", "ALTER TABLE two ADD three int;\n")
+    ready.migration("903_three.sql", "ALTER TABLE two ADD three int;\n")
     run = ready.play("migrate.yml", runbook_run_id="20260102t000000-test", **keep)
     assert run.rc == 0, run.output
     assert ready.databases() == [ready.database, f"{ready.database}_snapshot_20260102t000000_test"]
@@ -105,7 +105,7 @@ def test_a_drill_proves_the_newest_backup_and_a_damaged_one_lets_no_run_begin(re
     event = "SELECT event, detail ->> 'backup' FROM runbook.events ORDER BY id DESC LIMIT 1"
     assert ready.query(event) == [("proven", str(backup))]
 
-    ready.migration("002_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\n")
+    ready.migration("902_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\n")
     run = ready.play("migrate.yml", migrate_require_proven_backup=True, runbook_client_bin=without_pg_restore(ready))
     assert run.rc != 0
     assert "the change did not start" in run.output
@@ -116,7 +116,7 @@ def test_a_drill_proves_the_newest_backup_and_a_damaged_one_lets_no_run_begin(re
 
 
 def test_a_rollback_that_fails_drops_nothing_keeps_the_application_out_and_says_what_to_do(ready: Deployment) -> None:
-    ready.migration("002_wrong.sql", WRONG)
+    ready.migration("902_wrong.sql", WRONG)
 
     run = ready.play("migrate.yml", runbook_run_id=RUN, runbook_client_bin=without_pg_restore(ready))
 
@@ -140,7 +140,7 @@ def test_a_rollback_that_fails_drops_nothing_keeps_the_application_out_and_says_
 
 
 def test_a_run_killed_in_its_rollback_can_be_taken_back_by_hand(ready: Deployment) -> None:
-    ready.migration("002_wrong.sql", WRONG)
+    ready.migration("902_wrong.sql", WRONG)
     before = ready.row_counts()
     rolling = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'runbook:%:restore'"
 
