@@ -44,7 +44,7 @@ INSERT INTO "Odd name" ("b %s {}") VALUES (1.5), (2);
 """
 COUNTS = {
     "public.Odd name": 2, "public.jobs": 120, "public.tenants": 3,
-    "runbook.events": 1, "runbook.journal": 0, "runbook.migrations": 1,
+    "runbook.events": 2, "runbook.journal": 0, "runbook.migrations": 2,
 }  # fmt: skip
 
 
