@@ -9,7 +9,7 @@
 --   more row a run, kept by a trigger.
 -- * The rows that are there become one partition, «_history», up to the end of the present month; not one of them is
 --   copied. Those without a date or with one beyond go to the default partition. To attach the history reads it once
---   while nobody can write to it: about a second a gigabyte.
+--   while nobody can write to it.
 -- * A row may move between partitions, but a concurrent change of it then fails instead of waiting.
 --
 -- Partitions are in a schema on which the application has no right, with row level security on and no policy: its way is

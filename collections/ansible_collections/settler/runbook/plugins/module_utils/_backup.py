@@ -236,7 +236,7 @@ def _content(connection: psycopg.Connection[t.Any], options: Options) -> dict[st
     """Return what the manifest says of the database, and its catalogue, in the snapshot of the dump."""
     rows = row_counts(connection)
     catalogue = snapshot(connection)
-    ledger = [row.version for row in Ledger(connection, options.ledger_schema).rows()]
+    ledger = [row.version for row in Ledger(connection, options.ledger_schema).rows() if row.version and not row.folder]
     return {
         "properties": properties(connection),
         "roles": referenced_roles(connection),

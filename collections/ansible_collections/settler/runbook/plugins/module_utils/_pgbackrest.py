@@ -240,7 +240,11 @@ def _back_up(params: t.Mapping[str, t.Any], options: Options, program: Program) 
         connection.execute("SELECT pg_switch_wal()")
         _wait_archived(connection, options, program, segment)
         set_role(connection, options.role)
-        ledger = [entry.version for entry in Ledger(connection, options.ledger_schema).rows()]
+        ledger = [
+            entry.version
+            for entry in Ledger(connection, options.ledger_schema).rows()
+            if entry.version and not entry.folder
+        ]
         catalogue = digest(snapshot(connection))
     return {
         "format": _manifest.FORMAT,

@@ -75,7 +75,9 @@ def look(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
         assert row is not None
         size, data_directory = row
         checked = _check_space(params, size, data_directory, options)
-        ledger = [row.version for row in Ledger(connection, options.ledger_schema).rows() if row.version]
+        ledger = [
+            row.version for row in Ledger(connection, options.ledger_schema).rows() if row.version and not row.folder
+        ]
         content = {
             "environment": options.environment,
             "ledger_head": max(ledger, key=int, default=None),
