@@ -230,6 +230,31 @@ def fingerprints(
     return result | large_objects
 
 
+def read_again(
+    connection: psycopg.Connection[t.Any],
+    sessions: t.Callable[[], psycopg.Connection[t.Any]],
+    before: t.Mapping[str, Fingerprint],
+    limits: Limits,
+    *,
+    exclude: t.Sequence[str] = (),
+) -> tuple[dict[str, Fingerprint], list[Table]]:
+    """Return the fingerprints of a database, read as those of before were, and its tables.
+
+    Args:
+        connection: a session of the database, in autocommit, whose snapshot all others take.
+        sessions: opens the others, see M(fingerprints).
+        before: what the result is to be compared with.
+        limits: what it may cost.
+        exclude: schemas to leave out.
+    """
+    with connection.transaction():
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        now = describe(connection, exclude=exclude)
+        exported = connection.execute("SELECT pg_export_snapshot()").fetchone()
+        assert exported is not None
+        return fingerprints(sessions, exported[0], as_before(now, before), limits, samples=before), now
+
+
 def _begin(sessions: t.Callable[[], psycopg.Connection[t.Any]], snapshot: str) -> psycopg.Connection[t.Any]:
     """Return a session that sees a snapshot, and writes values as every other one does."""
     connection = sessions()

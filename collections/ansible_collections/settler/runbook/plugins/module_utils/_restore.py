@@ -10,6 +10,7 @@ C(_rollback).
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import typing as t
@@ -28,13 +29,11 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
     Fingerprint,
     Limits,
     Table,
-    as_before,
-    describe,
-    fingerprints,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     compare as compare_data,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_again as fingerprints_again
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
@@ -217,16 +216,5 @@ def read_again(
     name: str,
 ) -> tuple[dict[str, Fingerprint], list[Table]]:
     """Return the fingerprints of a database, read as those of a backup were, and its tables."""
-    with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        now = describe(connection, exclude=[how.ledger_schema])
-        exported = connection.execute("SELECT pg_export_snapshot()").fetchone()
-        assert exported is not None
-        after = fingerprints(
-            lambda: _session(params, how, name),
-            exported[0],
-            as_before(now, before),
-            Limits(jobs=how.jobs),
-            samples=before,
-        )
-    return after, now
+    sessions = functools.partial(_session, params, how, name)
+    return fingerprints_again(connection, sessions, before, Limits(jobs=how.jobs), exclude=[how.ledger_schema])

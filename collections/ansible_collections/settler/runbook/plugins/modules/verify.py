@@ -266,9 +266,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Limits,
-    as_before,
-    describe,
-    fingerprints,
+    read_again,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import compare as compare_data
 from ansible_collections.settler.runbook.plugins.module_utils._isolation import Proof, prove
@@ -347,14 +345,8 @@ def data(connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any]) -
         set_role(opened, params["set_role"])
         return opened
 
-    with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        now = describe(connection, exclude=params["exclude_schemas"])
-        exported = connection.execute("SELECT pg_export_snapshot()").fetchone()
-        assert exported is not None
-        after = fingerprints(
-            session, exported[0], as_before(now, before), Limits(jobs=max(1, params["jobs"])), samples=before
-        )
+    limits = Limits(jobs=max(1, params["jobs"]))
+    after, now = read_again(connection, session, before, limits, exclude=params["exclude_schemas"])
     return compare_data(before, after, now, params["changes"])
 
 
