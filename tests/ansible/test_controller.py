@@ -72,6 +72,7 @@ def test_host_without_the_parser_is_migrated_as_one_with_it(ready: Deployment, b
     assert status.rc == 0, status.output
     assert "CREATE INDEX" in status.output or "104_index.sql" in status.output
 
+    there = set(Path("/var/tmp").glob("runbook-progress-*"))
     run = ready.play("migrate.yml", "-vvv", verify_unexpected="ignore")
     assert run.rc == 0, run.output
     assert ready.query("SELECT count(*) FROM two WHERE done") == [(500,)]
@@ -79,7 +80,7 @@ def test_host_without_the_parser_is_migrated_as_one_with_it(ready: Deployment, b
     applied = result_of(run, "Apply what is pending")["applied"]
     assert [one["file"] for one in applied] == [name for name in sorted(FILES) if ".verify." not in name]
     assert "INSERT INTO two SELECT" not in run.output  # no file's text is told, not even to one who wants it all
-    assert not list(Path("/var/tmp").glob("runbook-progress-*"))
+    assert set(Path("/var/tmp").glob("runbook-progress-*")) <= there  # of other runs, or of killed ones
 
 
 @pytest.mark.parametrize(
