@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from unittest import mock
 
 import psycopg
 import pytest
@@ -102,11 +104,21 @@ def run_module(name: str, arguments: Mapping[str, Any], *, check: bool = False) 
     return {**result, "_output": output + errors}
 
 
+@functools.cache
+def defaults_of(name: str) -> dict[str, Any]:
+    """Return the options of a module with their defaults, as Ansible would fill them in."""
+    module = importlib.import_module(f"ansible_collections.settler.runbook.plugins.modules.{name}")
+    options: dict[str, Any] = {}
+    with mock.patch.object(module, "run_postgres_module", lambda _work, spec, **_more: options.update(spec)):
+        module.main()
+    return {option: spec.get("default") for option, spec in options.items()}
+
+
 def call_module(name: str, arguments: Mapping[str, Any], *, check: bool = False) -> dict[str, Any]:
     """Do a module's work in this process: half a second faster, for tests that do not look at its output."""
     module = importlib.import_module(f"ansible_collections.settler.runbook.plugins.modules.{name}")
     try:
-        result: dict[str, Any] = module.work(SimpleNamespace(params=arguments, check_mode=check))
+        result: dict[str, Any] = module.work(SimpleNamespace(params=defaults_of(name) | arguments, check_mode=check))
     except RunbookError as error:
         return {"failed": True, **error.as_result()}
     except psycopg.Error as error:

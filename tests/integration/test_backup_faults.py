@@ -29,6 +29,7 @@ from tests.support import (
     MODULES,
     as_migrator,
     call_module,
+    defaults_of,
     login,
     refused,
     run_module,
@@ -100,7 +101,7 @@ def back_up(arguments):
     """Make a backup in this process; return its folder."""
 
     def run(run_id="b1", **changes):
-        options = SimpleNamespace(params=arguments(run_id, **changes), check_mode=False)
+        options = SimpleNamespace(params=defaults_of("backup") | arguments(run_id, **changes), check_mode=False)
         return Path(module.work(options)["path"])
 
     return run
