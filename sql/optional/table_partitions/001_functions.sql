@@ -250,6 +250,9 @@ begin
   if p_months is null or p_months not between 0 and 120 then
     raise invalid_parameter_value using message = format('%s months ahead make no sense: 0 to 120', p_months);
   end if;
+  if not pg_has_role(current_user, (select relowner from pg_class where oid = 'executions'::regclass), 'usage') then
+    raise insufficient_privilege using message = 'only the owner of the tables makes their partitions';
+  end if;
   for item in
     select parent.relname as parent, attname as key,
         max(substring(pg_get_expr(child.relpartbound, child.oid) from 'TO \(''(.*?)''\)')::timestamp) as bound
@@ -313,6 +316,9 @@ begin
     raise invalid_parameter_value using
       message = format('%L is not partitioned by month', p_table),
       hint = 'Known: executions, matches, unmatched, audit_logs.';
+  end if;
+  if not pg_has_role(current_user, (select relowner from pg_class where oid = p_table::regclass), 'usage') then
+    raise insufficient_privilege using message = format('only the owner of %s drops its partitions', p_table);
   end if;
   for partition, up_to in
     select inhrelid::regclass::text, substring(pg_get_expr(relpartbound, oid) from 'TO \(''(.*?)''\)')::timestamp as bound

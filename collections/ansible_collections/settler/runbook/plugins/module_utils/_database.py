@@ -123,6 +123,8 @@ def blind_tables(connection: psycopg.Connection[t.Any]) -> list[str]:
 def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mapping[str, t.Any]) -> None:
     """Make an empty database with the owner, encoding, locale and tablespace that another one had.
 
+    Its connection limit is 0 until the caller has marked it, by which one that a killed run has left is known.
+
     Args:
         connection: a session in another database.
         name: of the new one.
@@ -145,6 +147,7 @@ def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mappin
         parts.append(sql.SQL("LOCALE_PROVIDER libc"))  # template0 may have another one
     if wanted.get("tablespace") not in (None, "pg_default"):  # which takes a right that nobody needs without naming it
         parts.append(sql.SQL("TABLESPACE {}").format(sql.Identifier(wanted["tablespace"])))
+    parts.append(sql.SQL("CONNECTION LIMIT 0"))
     connection.execute(sql.SQL(" ").join(parts))
 
 

@@ -159,6 +159,7 @@ def create(
         raise from_postgres(error, f"cannot create database {name}") from error
     database = sql.Identifier(name)
     connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal(comment)))
+    connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(database))
     connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
 
 

@@ -54,6 +54,8 @@ RESTORING = "being restored for"
 DRILLING = "restore drill of"
 #: A copy of the database as it was, the way back of a run.
 SNAPSHOT = "snapshot of"
+#: What stands in the names of half made ones.
+_KIND = {RESTORING: "restore", DRILLING: "drill"}
 
 
 def marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> list[tuple[str, str]]:
@@ -94,8 +96,17 @@ def only_one(connection: psycopg.Connection[t.Any], database: str) -> None:
 
 
 def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> None:
-    """Drop what a killed run has left half made; it carries our mark."""
-    for name, _comment in marked(connection, what, database):
+    """Drop what a killed run has left half made; it carries our mark, or was to get it when the run was killed.
+
+    Of the latter is an empty database under a name of ours, without a comment, that is made to let nobody in: that is how
+    it comes into being, before it can be marked.
+    """
+    unmarked = connection.execute(
+        "SELECT datname, NULL FROM pg_catalog.pg_database WHERE starts_with(datname, %s) AND datconnlimit = 0 "
+        "AND shobj_description(oid, 'pg_database') IS NULL",
+        [f"{database}_{_KIND[what]}_"],
+    ).fetchall()
+    for name, _comment in [*marked(connection, what, database), *unmarked]:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
