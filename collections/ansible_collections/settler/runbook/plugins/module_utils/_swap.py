@@ -98,8 +98,8 @@ def only_one(connection: psycopg.Connection[t.Any], database: str) -> None:
 def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> None:
     """Drop what a killed run has left half made; it carries our mark, or was to get it when the run was killed.
 
-    The latter is known by a name of ours, no comment, and a connection limit of 0: so it comes into being, before it can
-    be marked.
+    The latter is known by a name of ours, no comment, and a connection limit of 0: so it comes into being, before it
+    can be marked.
     """
     unmarked = connection.execute(
         "SELECT datname, NULL FROM pg_catalog.pg_database WHERE starts_with(datname, %s) AND datconnlimit = 0 "
