@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
+from ansible_collections.settler.runbook.plugins.module_utils._isolation import prove
+from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
 from psycopg import errors
 
+from tests.support import as_migrator
 from tools import generate, legacy
 from tools.schema import build, files_of
 
@@ -162,6 +166,72 @@ def test_a_tenant_sees_its_rows_through_the_table_and_none_through_a_partition(o
     owner.execute("set local session authorization settler_app")
     for name in partitions:
         assert ask(owner, f"select count(*) from {name}") == 0, "no policy, no row, whatever is granted by mistake"
+
+
+@pytest.fixture
+def isolation(parted, cluster, roles, connect):
+    """Prove the isolation of tenants as role verify does, after a change that is taken back."""
+    undo: list[str] = []
+
+    def look(change: str = "", back: str = ""):
+        if change:
+            undo.append(back)
+            connect(parted[0], role="settler_owner").execute(change.encode())
+        with engine_connect(as_migrator(cluster, roles, parted[0])) as session:
+            session.execute("SET ROLE settler_owner")
+            return prove(session, Settings("settler_app"))
+
+    yield look
+    for back in undo:
+        connect(parted[0], role="settler_owner").execute(back.encode())
+
+
+@pytest.mark.every_major
+def test_isolation_is_proved_of_what_refers_to_executions_and_of_each_partition(isolation) -> None:
+    proof = isolation()
+    assert [row for row in proof.rows if row.status != "ok"] == []
+    assert (proof.unproved, proof.drawn) == ([], [])
+    for table in ("matches", "unmatched", "reports"):
+        tried = {row.check for row in proof.rows if row.object == table}
+        assert {f"tenant isolation: {what}" for what in ("select", "insert", "take over", "delete", "own row")} <= tried
+    closed = {row.object for row in proof.rows if row.actual == "no access"}
+    assert {f"{table}_{part}" for table in KEYS for part in ("history", "default")} <= closed
+
+
+@pytest.mark.every_major
+@pytest.mark.parametrize("table", ["matches", "unmatched", "reports"])
+def test_a_policy_that_is_too_wide_on_what_refers_to_executions_is_caught(isolation, table) -> None:
+    proof = isolation(
+        f"create policy leak on {table} for select to settler_app using (true)", f"drop policy leak on {table}"
+    )
+    wrong = {row.check for row in proof.rows if row.status == "failed" and row.object == table}
+    assert "tenant isolation: select" in wrong
+
+
+@pytest.mark.every_major
+def test_a_partition_that_is_granted_and_shows_its_rows_is_caught(isolation) -> None:
+    part = "partitions.matches_history"
+    revoke = f"revoke select on {part} from settler_app; revoke usage on schema partitions from settler_app"
+    proof = isolation(
+        f"grant usage on schema partitions to settler_app; grant select on {part} to settler_app; "
+        f"alter table {part} disable row level security",
+        f"alter table {part} enable row level security; {revoke}",
+    )
+    wrong = {(row.check, row.object) for row in proof.rows if row.status == "failed"}
+    assert ("row security of a partition", part) in wrong
+    assert ("tenant isolation: select", "matches_history") in wrong
+
+
+@pytest.mark.every_major
+@pytest.mark.parametrize("part", ["partitions.matches_history", "partitions.matches_default"])
+def test_a_partition_that_is_granted_without_a_policy_is_caught(isolation, part) -> None:
+    """It shows no row yet; the next policy, or row security switched off, would show them all."""
+    proof = isolation(
+        f"grant usage on schema partitions to settler_app; grant select on {part} to settler_app",
+        f"revoke select on {part} from settler_app; revoke usage on schema partitions from settler_app",
+    )
+    wrong = {(row.check, row.object, row.actual) for row in proof.rows if row.status == "failed"}
+    assert wrong == {("row security of a partition", part, "no policy, and the application may name it")}
 
 
 def test_statistics_go_on(owner) -> None:

@@ -25,6 +25,7 @@ WITH RECURSIVE tables AS (
     SELECT k.conrelid AS child, k.confrelid AS parent,
         (SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = k.conrelid AND attnum = k.conkey[1]) AS link
     FROM pg_catalog.pg_constraint k WHERE k.contype = 'f' AND k.confrelid <> k.conrelid
+        AND k.conparentid = 0 -- what partitions have is the same key again
 ), direct AS (
     SELECT oid, CASE WHEN relname = %(root)s THEN 'id' ELSE %(column)s::text END AS tenant
     FROM tables WHERE relname = %(root)s OR EXISTS (SELECT FROM pg_catalog.pg_attribute a
@@ -54,7 +55,7 @@ LEFT JOIN LATERAL (
     SELECT k.confrelid AS oid, f.attname AS key FROM pg_catalog.pg_constraint k
     JOIN pg_catalog.pg_attribute f
         ON f.attrelid = k.confrelid AND f.attnum = k.confkey[array_position(k.conkey, a.attnum)]
-    WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND a.attnum = ANY (k.conkey) LIMIT 1
+    WHERE k.conrelid = a.attrelid AND k.contype = 'f' AND k.conparentid = 0 AND a.attnum = ANY (k.conkey) LIMIT 1
 ) parent ON true
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
@@ -128,10 +129,13 @@ def isolated_tables(connection: psycopg.Connection[t.Any], settings: Settings) -
 def _in_order(tables: list[Table]) -> list[Table]:
     ordered: list[Table] = []
     left = {table.oid: table for table in tables}
+    probed = set(left)
     while left:
         ready = [table for table in left.values() if not set(table.parents) & set(left)]
         if not ready:
             raise ProofError("foreign keys in a circle: " + ", ".join(table.name for table in left.values()))
+        # A parent that is not probed may get its row from a trigger on any other table: its children come late.
+        ready = [table for table in ready if set(table.parents) <= probed] or ready
         ordered += ready
         for table in ready:
             del left[table.oid]
@@ -148,6 +152,9 @@ def insert_probes(
         root = _root(connection, settings)
         tables = [root, *tables]
     for table in tables:
+        for parent in set(table.parents) - set(probes):
+            if found := _outside(connection, settings, parent, tenant):
+                probes[parent] = found
         given = _values(connection, settings, table, tenant, probes)
         query = insert(table, given) + sql.SQL(" RETURNING to_jsonb({}.*), tableoid::bigint").format(
             sql.Identifier(table.name)
@@ -162,6 +169,26 @@ def insert_probes(
             raise ProofError(f"no probe row for {table.name}: a trigger or rule let none in")
         probes[table.oid] = Probe(given, *row)
     return probes
+
+
+def _outside(connection: psycopg.Connection[t.Any], settings: Settings, parent: int, tenant: str) -> Probe | None:
+    """Return the probe tenant's row of a parent that is not probed itself; a trigger may have made one."""
+    name = connection.execute(
+        "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        "JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped "
+        "WHERE c.oid = %s AND a.attname = %s",
+        [parent, settings.tenant_column],
+    ).fetchone()
+    if name is None:
+        return None
+    row = connection.execute(
+        sql.SQL("SELECT to_jsonb(x.*), x.tableoid::bigint FROM {} x WHERE x.{} = %s LIMIT 1").format(
+            sql.Identifier(*name), sql.Identifier(settings.tenant_column)
+        ),
+        [tenant],
+    ).fetchone()
+    return Probe({}, *row) if row else None
 
 
 def _root(connection: psycopg.Connection[t.Any], settings: Settings) -> Table:

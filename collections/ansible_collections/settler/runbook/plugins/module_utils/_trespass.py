@@ -29,7 +29,7 @@ ORDER BY 2, 3
 """
 
 #: What must be closed to the application, because no policy stands before it: materialized views, views that write the
-#: tables of tenants with their owner's rights, partitions without row security.
+#: tables of tenants with their owner's rights, partitions without row security or without a policy.
 _CLOSED = """
 SELECT 'materialized view closed', c.oid::regclass::text,
     has_schema_privilege(%(role)s, n.oid, 'USAGE') AND has_any_column_privilege(%(role)s, c.oid, 'SELECT'),
@@ -56,10 +56,12 @@ FROM pg_catalog.pg_class v WHERE v.relkind = 'v' AND v.relname <> ALL (%(exclude
     ) SELECT FROM reads WHERE reads.oid = ANY (%(tables)s::oid[]))
 UNION ALL
 SELECT 'row security of a partition', c.oid::regclass::text,
-    NOT c.relrowsecurity AND has_schema_privilege(%(role)s, c.relnamespace, 'USAGE')
+    NOT (c.relrowsecurity AND EXISTS (SELECT FROM pg_catalog.pg_policy WHERE polrelid = c.oid))
+    AND has_schema_privilege(%(role)s, c.relnamespace, 'USAGE')
     AND (has_any_column_privilege(%(role)s, c.oid, 'SELECT, INSERT, UPDATE')
          OR has_table_privilege(%(role)s, c.oid, 'DELETE')),
-    'on, or no right on it', 'off, and the application may name it',
+    'on, with a policy, or no right on it',
+    CASE WHEN c.relrowsecurity THEN 'no policy' ELSE 'off' END || ', and the application may name it',
     'The policies of the whole do not hold where a partition is named itself: REVOKE ALL on it.'
 FROM unnest(%(tables)s::oid[]) p (root), pg_partition_tree(p.root) x JOIN pg_catalog.pg_class c ON c.oid = x.relid
 WHERE x.level > 0

@@ -131,7 +131,9 @@ options:
         type: str
         default: app.current_tenant_id
       exclude:
-        description: Tables with the tenant column that are not isolated by it.
+        description:
+          - Names of tables with the tenant column that are not isolated by it. Nothing is proved of them or their
+            partitions, nor of views and materialized views of these names.
         type: list
         elements: str
         default: []
