@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _encryption
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._encryption import Encryption, opened, prove
+from ansible_collections.settler.runbook.plugins.module_utils._keys import Tool
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import check_files, list_backups, read_manifest
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import Options as MigrateOptions
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import Outcome, migrate
@@ -210,6 +211,24 @@ def test_restore_with_the_key_brings_everything_back_and_leaves_nothing_plain(
     assert files(folder.parent) == before
     (backup,) = session.execute("SELECT detail ->> 'backup' FROM runbook.events WHERE event = 'rolled_back'").fetchone()
     assert backup == str(folder)
+
+
+def test_the_first_use_of_a_key_is_alone(back_up, pair, monkeypatch):
+    """gpg-agent writes an imported key anew at its first use: a second decryption beside it fails now and then."""
+    folder = back_up(pair)
+    spans = []
+    decrypt = Tool.decrypt
+
+    def recorded(tool: Tool, source: Path, target: Path) -> None:
+        start = time.monotonic()
+        decrypt(tool, source, target)
+        spans.append((start, time.monotonic()))
+
+    monkeypatch.setattr(Tool, "decrypt", recorded)
+    with opened(folder, pair.private, 8):
+        (_, end), *others = sorted(spans)
+        assert len(others) > 2
+        assert all(start >= end for start, _ in others)
 
 
 @pytest.mark.parametrize("case", ["none", "wrong", "open to others", "missing"])

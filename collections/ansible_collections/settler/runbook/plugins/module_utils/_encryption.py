@@ -167,8 +167,12 @@ def opened(source: Path, identity: Path | None, jobs: int) -> t.Iterator[Path]:
         closed = [source / name for name in manifest["files"]]
         for parent in {path.parent for path in closed} - {source}:
             (folder / parent.relative_to(source)).mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:  # the smallest first: it tells at once whether the key fits
-            in_parallel(decrypt, sorted(closed, key=lambda path: path.stat().st_size), jobs)
+        # The smallest alone: it tells at once whether the key fits, and gpg-agent writes an imported key anew at its
+        # first use, where a second use at the same time reads half of it and fails.
+        first, *others = sorted(closed, key=lambda path: path.stat().st_size)
+        try:
+            decrypt(first)
+            in_parallel(decrypt, others, jobs)
         except RunbookError as error:
             raise RunbookError(
                 f"{source}: {identity} does not decrypt it; nothing was touched\n{error.message}",
