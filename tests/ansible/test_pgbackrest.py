@@ -29,7 +29,8 @@ def test_a_failed_change_stays_closed_and_the_command_leads_back(archived: Archi
         functions = "FUNCTION pg_create_restore_point(text), pg_switch_wal()"
         with deployment.connect() as server:
             server.execute(f"GRANT EXECUTE ON {functions} TO {deployment.prefix}_migrator")
-        deployment.migration("902_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\n")
+            server.execute("INSERT INTO tenants (name, slug) VALUES ('Ours', 'ours')")
+        deployment.migration("902_wrong.sql", "UPDATE tenants SET name = 'Theirs';\n")
         before = deployment.dump_without_events()
 
         run = deployment.play(
@@ -39,6 +40,7 @@ def test_a_failed_change_stays_closed_and_the_command_leads_back(archived: Archi
             backup_pgbackrest_account=Account.for_server().name,
         )
         assert run.rc != 0
+        assert "public.tenants.name" in run.output, "nothing was compared with the data before"
         assert "THE ROLLBACK FAILED" in run.output
         (path,) = (deployment.folder / "inventory" / "backups" / deployment.database).glob("[!.]*/manifest.json")
         command = json.loads(path.read_text())["restore_command"]

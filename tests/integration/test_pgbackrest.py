@@ -92,6 +92,33 @@ def test_a_row_of_after_the_backup_but_before_the_restore_point_comes_back(archi
     assert archived.query("SELECT id FROM papers WHERE id > 1000", DATABASE) == [(1001,)]
 
 
+def test_data_that_a_migration_has_changed_is_named(archived, arguments):
+    archived.query("CREATE TABLE ledgers (id int PRIMARY KEY, sum int); INSERT INTO ledgers VALUES (1, 10)", DATABASE)
+    made = back_up(arguments, run_id="w7")
+    assert set(read_manifest(Path(made["path"]))["files"]) == {"keys.json.gz"}
+    verify = {**login(archived.cluster, DATABASE), "before": made["path"], "unexpected": "ignore"}
+    same = call_module("verify", verify)
+    assert (same.get("failed"), same["compared_tables"]) == (None, 2), same
+    archived.query("UPDATE ledgers SET sum = 11; DELETE FROM papers WHERE id = 7", DATABASE)
+    changed = call_module("verify", verify)
+    assert {row["object"] for row in changed["checks"]} == {"public.ledgers.sum", "public.papers"}
+    assert "By id: gone: 7." in changed["msg"]
+
+    archived.query("DROP TABLE ledgers; INSERT INTO papers VALUES (7)", DATABASE)
+    without = back_up(arguments, run_id="w8", fingerprints=False)
+    assert read_manifest(Path(without["path"]))["files"] == {}
+    assert "without fingerprints" in call_module("verify", {**verify, "before": without["path"]})["msg"]
+
+
+def test_a_role_that_does_not_see_all_rows_is_refused_before_anything_is_taken(archived, arguments):
+    before = archived.pgbackrest("info")
+    archived.query("ALTER TABLE papers ENABLE ROW LEVEL SECURITY; GRANT SELECT ON papers TO settler_login", DATABASE)
+    refused = back_up(arguments, run_id="w10", set_role="settler_login")
+    archived.query("ALTER TABLE papers DISABLE ROW LEVEL SECURITY", DATABASE)
+    assert "sees only a part of the rows of papers" in refused["msg"]
+    assert archived.pgbackrest("info") == before
+
+
 def test_manifests_of_expired_backups_are_removed_and_no_others(archived, arguments, tmp_path):
     old = back_up(arguments, run_id="w4", type="full")
     assert old["changed"], old

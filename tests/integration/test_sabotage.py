@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import json
 
-import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils._catalog import snapshot
-from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
-from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
-from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
-from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome
-from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, health, orphans, sequences
-from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
+from ansible_collections.settler.runbook.plugins.module_utils._verify import orphans, sequences
 
-from tests.support import PROJECT, as_migrator, call_module, run_module
-from tools import generate, legacy
+from tests.support import PROJECT, as_migrator, call_module, login, run_module
+from tests.verification import EXPECTED, NAMES, problems
 
-EXPECTED = read_expectation(str(PROJECT / "sql/verify/expected.yml"))
-NAMES = {"settler_owner": "$owner", "settler_migrator": "$migrator", "settler_app": "$app"}
 PROTECTED = sorted(name for name, table in EXPECTED["tables"].items() if table.get("row_security", "off") != "off")
 
 #: What is done, and what the report must name.
@@ -115,6 +106,12 @@ SABOTAGES = {
     "a statistics object": ("CREATE STATISTICS stray ON status, version FROM jobs", "public.jobs: stray"),
     "a leftover of a rebuild": ("CREATE INDEX idx_ccnew ON jobs (name)", "idx_ccnew: none"),
     "an older leftover of a rebuild": ("CREATE INDEX idx_ccold1 ON jobs (name)", "idx_ccold1: none"),
+    "a partition that is half detached": (
+        ("CREATE TABLE whole (i int) PARTITION BY LIST (i); CREATE TABLE part PARTITION OF whole FOR VALUES IN (1); "
+        "UPDATE pg_inherits SET inhdetachpending = true WHERE inhrelid = 'part'::regclass"), "partition attached part"),
+    "a collation of another version": (
+        ("CREATE COLLATION old (PROVIDER = icu, LOCALE = 'de'); "
+        "UPDATE pg_collation SET collversion = '1' WHERE collname = 'old'"), "collation version public.old"),
     "a constraint that became deferrable": (
         "ALTER TABLE executions ALTER CONSTRAINT executions_job_id_fkey DEFERRABLE", "executions_job_id_fkey"),
     "a constraint with another action": (
@@ -186,41 +183,6 @@ def _functions(session):
         "(SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e') ORDER BY 1"
     )
     return rows.fetchall()
-
-
-@pytest.fixture(scope="module")
-def good(cluster, roles, _template):
-    """Make a good database with rows, which every test leaves as it was."""
-    name = "settler_test_good"
-    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
-        server.execute(f"CREATE DATABASE {name} OWNER settler_owner TEMPLATE {_template}".encode())
-        server.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC".encode())
-        with psycopg.connect(cluster.conninfo(name), autocommit=True) as session:
-            session.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")
-            with engine_connect(as_migrator(cluster, roles, name)) as engine:
-                options = Options(run_id="r", role=roles.owner, hazards_allowed=("all",))
-                migrate(engine, read_migrations(PROJECT / "sql/migrations"), options, Outcome())
-            session.execute("DROP SCHEMA runbook CASCADE")
-            generate.fill(session, shape=legacy.CURRENT, rows=2000, seed=7)
-        yield name
-        server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
-@pytest.fixture
-def session(good, cluster):
-    """Open a transaction of the superuser that is rolled back."""
-    with psycopg.connect(cluster.conninfo(good), autocommit=True) as connection:
-        connection.execute("SET search_path = public")
-        with connection.transaction(force_rollback=True):
-            yield connection
-
-
-def problems(session, *, rows_too=True):
-    """Return what is wrong, a line each."""
-    rows = compare(EXPECTED, snapshot(session, exclude=["runbook"], role_names=NAMES))
-    if rows_too:
-        rows += health(session) + sequences(session)[0] + orphans(session, 1 << 30)[0]
-    return [f"{row.check} {row.object}: {row.expected} | {row.actual}" for row in rows if row.status != "ok"]
 
 
 def test_a_good_database_raises_no_alarm(session):
@@ -332,6 +294,42 @@ def test_the_module_writes_all_checks_as_json_and_records_the_digest_in_the_ledg
     assert (event["event"], event["run_id"]) == ("verified", "run-7")
     assert event["detail"]["digest"] == result["digest"]
     assert event["detail"]["counts"] == result["counts"]
+
+
+def test_the_module_works_where_nothing_can_be_written_and_tells_what_it_could_not_prove(
+    new_database, good, cluster, roles, connect
+):
+    name = new_database(template=good)
+    owner = connect(name, role="settler_owner")
+    Ledger(owner, "runbook").create()
+    connect(name).execute(f"ALTER ROLE {roles.migrator} IN DATABASE {name} SET default_transaction_read_only = on")
+    arguments = {
+        **as_migrator(cluster, roles, name), "expected": str(PROJECT / "sql/verify/expected.yml"), "role_names": NAMES,
+        "set_role": "settler_owner", "record": True, "isolation": {"role": "settler_app"}, "unexpected": "fail",
+    }  # fmt: skip
+    result = run_module("verify", arguments)
+    assert (result.get("failed"), result["checks"], result["changed"], result["recorded"]) == (None, [], False, False)
+    assert result["isolated_tables"] > 20
+    assert any("nothing can be written here" in text for text in result["unproved"])
+    assert Ledger(owner, "runbook").events(5) == []
+    connect(name).execute("ALTER POLICY tenant_isolation_jobs ON jobs USING (true)")
+    assert "tenant isolation: select  jobs" in run_module("verify", arguments)["msg"]
+
+
+def test_a_role_with_no_right_to_become_the_owner_may_look_in_check_mode(new_database, good, cluster, roles):
+    arguments = {
+        **login(cluster, new_database(template=good), roles.app, roles.app_password),
+        "expected": str(PROJECT / "sql/verify/expected.yml"), "role_names": NAMES, "set_role": "settler_owner",
+        "isolation": {"role": "settler_app"}, "unexpected": "fail",
+    }  # fmt: skip
+    looked = run_module("verify", arguments, check=True)
+    assert (looked.get("failed"), looked["checks"], looked["isolated_tables"]) == (None, [], 0)
+    assert looked["counts"]["ok"] > 800
+    isolation, sequences_ahead = looked["unproved"]
+    assert isolation == "tenant isolation: settler_app may not become settler_owner"
+    assert "event_store_id_seq" in sequences_ahead
+    assert any("executions_job_id_fkey" in name for name in looked["orphans_unread"])
+    assert "cannot become role settler_owner" in run_module("verify", arguments)["msg"]
 
 
 def test_a_ledger_of_an_older_version_is_completed_for_the_event(new_database, connect):

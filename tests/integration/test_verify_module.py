@@ -14,7 +14,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import r
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._isolation import prove
 from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
-from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, health, table_of
+from ansible_collections.settler.runbook.plugins.module_utils._verify import (
+    compare,
+    database,
+    health,
+    table_of,
+)
 from ansible_collections.settler.runbook.plugins.modules.verify import read_expectation
 from psycopg import sql
 
@@ -233,6 +238,37 @@ def test_roles_have_other_names_elsewhere(owner):
     assert "settler_" not in text
 
 
+# The database itself
+
+
+@pytest.mark.parametrize(
+    ("change", "caught"),
+    [
+        ("ALTER DATABASE {} OWNER TO postgres", ("database owner", "failed", "postgres")),
+        ("GRANT CONNECT, TEMPORARY ON DATABASE {} TO PUBLIC",
+         ("database rights of PUBLIC", "unexpected", "CONNECT, TEMPORARY")),
+        ("REVOKE CONNECT ON DATABASE {} FROM settler_app", ("application may connect", "failed", "may not connect")),
+    ],
+)  # fmt: skip
+def test_rights_that_no_dump_carries_are_looked_at(make, connect, change, caught):
+    name = make()
+    session = connect(name)
+    assert {row.status for row in database(session, "settler_owner", "settler_app")} == {"ok"}
+    session.execute(sql.SQL(change).format(sql.Identifier(name)))
+    rows = [row for row in database(session, "settler_owner", "settler_app") if row.status != "ok"]
+    assert [(row.check, row.status, row.actual) for row in rows] == [caught]
+    assert all(row.hint for row in rows)
+
+
+def test_an_application_that_a_window_keeps_out_is_no_alarm(make, cluster, roles, connect):
+    name = make()
+    connect(name).execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM settler_app").format(sql.Identifier(name)))
+    options = {**as_migrator(cluster, roles, name), "set_role": roles.owner, "isolation": {"role": roles.app}}
+    assert "application may connect" in run_module("verify", options)["msg"]
+    inside = run_module("verify", {**options, "kept_out": True})
+    assert (inside.get("failed"), inside["checks"]) == (None, []), inside
+
+
 # Tenant isolation
 
 
@@ -415,6 +451,34 @@ def test_table_without_the_tenant_column_is_isolated_through_its_parent(make, cl
     rows = isolation(cluster, roles, make(CHILD, change))
     assert failed(rows) == {f"steps: {what}" for what in caught}
     assert "steps" in {row.object for row in rows if row.check == "tenant isolation: select"}
+
+
+ASIDE = """CREATE SCHEMA aside;
+    CREATE TABLE aside.keys (id uuid PRIMARY KEY, tenant_id uuid NOT NULL REFERENCES tenants);
+    CREATE TABLE notes (id int PRIMARY KEY, key uuid NOT NULL REFERENCES aside.keys);
+    CREATE TABLE details (note int NOT NULL REFERENCES notes)"""
+OPEN = "GRANT USAGE ON SCHEMA aside TO settler_app; GRANT SELECT (id) ON aside.keys TO settler_app"
+
+
+@pytest.mark.parametrize("mode", ["off", "on"])
+@pytest.mark.parametrize(
+    ("change", "exclude", "named"),
+    [
+        ("", (), {"notes": "only through aside.keys", "details": "only through notes"}),
+        (OPEN, ("notes", "details"), {"aside.keys": "not in schema public"}),
+        ("REVOKE ALL ON notes, details FROM settler_app", (), {}),
+    ],
+)
+def test_table_of_tenants_that_nothing_tries_is_named_where_the_application_may_use_it(
+    make, cluster, roles, change, exclude, named, mode
+):
+    with engine_connect(as_migrator(cluster, roles, make(ASIDE, change))) as session:
+        session.execute("SET ROLE settler_owner")
+        session.execute(f"SET default_transaction_read_only = {mode}")
+        proof = prove(session, Settings("settler_app", exclude=exclude))
+    wrong = {row.object: row.actual for row in proof.rows if row.status != "ok"}
+    assert {*wrong} == {*named}
+    assert all(text in wrong[name] for name, text in named.items()), wrong
 
 
 def test_table_of_the_tenants_is_isolated_too(make, cluster, roles):

@@ -33,7 +33,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     set_role,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import (
-    blind_tables,
+    check_sight,
     needs,
     properties,
     referenced_roles,
@@ -94,6 +94,8 @@ class Options:
     keep: int
     keep_days: float = 0
     encryption: Encryption = UNENCRYPTED
+    sample_above: int = Limits.sample_above
+    keys: int = Limits.keys
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -264,7 +266,8 @@ def _fingerprints(
         return opened
 
     tables = describe(connection, exclude=[options.ledger_schema])
-    return fingerprints(session, facts["snapshot"], tables, Limits(jobs=options.jobs))
+    limits = Limits(sample_above=options.sample_above, keys=options.keys, jobs=options.jobs)
+    return fingerprints(session, facts["snapshot"], tables, limits)
 
 
 def _wait_no_longer(connection: psycopg.Connection[t.Any], options: Options) -> None:
@@ -278,17 +281,6 @@ def _facts(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
     assert row is not None
     assert cursor.description is not None
     return {column.name: value for column, value in zip(cursor.description, row, strict=True)}
-
-
-def check_sight(connection: psycopg.Connection[t.Any]) -> None:
-    """Refuse a role that does not see all rows."""
-    blind = blind_tables(connection)
-    if blind:
-        raise RunbookError(
-            f"the role sees only a part of the rows of {', '.join(blind)}: the backup would be partial",
-            hint="Back up as the tables' owner without FORCE ROW LEVEL SECURITY, or as a role with BYPASSRLS.",
-            tables=blind,
-        )
 
 
 def _write_file(path: Path, content: str | bytes) -> None:

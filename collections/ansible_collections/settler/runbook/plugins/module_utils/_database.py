@@ -120,6 +120,17 @@ def blind_tables(connection: psycopg.Connection[t.Any]) -> list[str]:
     return [row[0] for row in connection.execute(_BLIND)]
 
 
+def check_sight(connection: psycopg.Connection[t.Any]) -> None:
+    """Refuse a role that does not see all rows."""
+    blind = blind_tables(connection)
+    if blind:
+        raise RunbookError(
+            f"the role sees only a part of the rows of {', '.join(blind)}: the backup would be partial",
+            hint="Back up as the tables' owner without FORCE ROW LEVEL SECURITY, or as a role with BYPASSRLS.",
+            tables=blind,
+        )
+
+
 def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mapping[str, t.Any]) -> None:
     """Make an empty database with the owner, encoding, locale and tablespace that another one had.
 

@@ -230,6 +230,18 @@ def fingerprints(
     return result | large_objects
 
 
+def read_now(
+    connection: psycopg.Connection[t.Any],
+    sessions: t.Callable[[], psycopg.Connection[t.Any]],
+    limits: Limits,
+    *,
+    exclude: t.Sequence[str] = (),
+) -> dict[str, Fingerprint]:
+    """Return the fingerprints of a database as it is; for the arguments see M(read_again)."""
+    with _exported(connection) as snapshot:
+        return fingerprints(sessions, snapshot, describe(connection, exclude=exclude), limits)
+
+
 def read_again(
     connection: psycopg.Connection[t.Any],
     sessions: t.Callable[[], psycopg.Connection[t.Any]],
@@ -247,12 +259,19 @@ def read_again(
         limits: what it may cost.
         exclude: schemas to leave out.
     """
+    with _exported(connection) as snapshot:
+        now = describe(connection, exclude=exclude)
+        return fingerprints(sessions, snapshot, as_before(now, before), limits, samples=before), now
+
+
+@contextlib.contextmanager
+def _exported(connection: psycopg.Connection[t.Any]) -> t.Iterator[str]:
+    """Yield the name of a snapshot that others can take meanwhile; the session sees the same."""
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        now = describe(connection, exclude=exclude)
-        exported = connection.execute("SELECT pg_export_snapshot()").fetchone()
-        assert exported is not None
-        return fingerprints(sessions, exported[0], as_before(now, before), limits, samples=before), now
+        row = connection.execute("SELECT pg_export_snapshot()").fetchone()
+        assert row is not None
+        yield row[0]
 
 
 def _begin(sessions: t.Callable[[], psycopg.Connection[t.Any]], snapshot: str) -> psycopg.Connection[t.Any]:

@@ -208,7 +208,7 @@ def read_fingerprints(folder: Path) -> dict[str, Fingerprint]:
     """
     manifest, keys = read_manifest(folder), folder / KEYS
     if "fingerprints" not in manifest:
-        raise RunbookError(f"{folder}: made by an older version, without fingerprints of the data")
+        raise RunbookError(f"{folder}: without fingerprints of the data (of an older version, or they were not wanted)")
     return from_data(manifest["fingerprints"], keys.read_bytes() if keys.exists() else None)
 
 

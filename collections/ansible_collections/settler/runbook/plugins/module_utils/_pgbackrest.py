@@ -4,7 +4,7 @@
 
 """pgBackRest: a backup of the whole server, a restore point behind it, and the command that goes back to it.
 
-What is written here is a manifest without files: the data is in pgBackRest's repository.
+What is written here is a manifest, with fingerprints of the data: the data is in pgBackRest's repository.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._backup_folder imp
 )
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._database import check_sight
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
+    Fingerprint,
+    Limits,
+    keys_file,
+    read_now,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 
 if t.TYPE_CHECKING:
@@ -60,7 +67,7 @@ FROM pg_create_restore_point(%s) lsn
 
 @dataclass(frozen=True)
 class Options:
-    """What to back up, how, and where its manifest goes. Times are in seconds."""
+    """What to back up, how, and where its manifest goes. Times are in seconds; without limits no data is read."""
 
     directory: Path
     run_id: str
@@ -72,6 +79,7 @@ class Options:
     config: str | None
     account: str
     archive_timeout: float
+    limits: Limits | None = None
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = False) -> dict[str, t.Any]:
@@ -95,9 +103,16 @@ def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = Fal
         remove_leftovers(home, lock)
         if final.exists():
             return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
-        manifest = _back_up(params, options, program)
+        manifest, data = _back_up(params, options, program)
         partial = home / f".{options.run_id}.partial"
         with half_made(partial, lock):
+            if data is not None:
+                keys = partial / _manifest.KEYS
+                keys.touch(mode=0o600)
+                keys.write_bytes(keys_file(data))
+                _manifest.sync(keys)
+                manifest |= {"fingerprints": {name: one.as_data() for name, one in data.items()}}
+                manifest |= {"files": _manifest.file_digests(partial)}
             _manifest.write_durably(partial / _manifest.NAME, _manifest.seal(manifest))
         partial.rename(final)
         _manifest.sync(home)
@@ -215,11 +230,17 @@ def _look(connection: psycopg.Connection[t.Any], program: Program) -> dict[str, 
     return facts
 
 
-def _back_up(params: t.Mapping[str, t.Any], options: Options, program: Program) -> dict[str, t.Any]:
-    """Take the backup, make the restore point, wait for it to be archived; return the manifest."""
+def _back_up(
+    params: t.Mapping[str, t.Any], options: Options, program: Program
+) -> tuple[dict[str, t.Any], dict[str, Fingerprint] | None]:
+    """Take the backup, make the restore point, wait for it to be archived; return the manifest and what the data is."""
     started = time.monotonic()
     with connect(params, application=f"runbook:{options.run_id}:backup") as connection:
         facts = _look(connection, program)
+        if options.limits:
+            set_role(connection, options.role)
+            check_sight(connection)
+            connection.execute("RESET ROLE")
         made = _backup_of(options, program)
         if made is None:  # else a run that was killed has taken it
             program.run("backup", f"--type={options.type}", f"--annotation={_ANNOTATION}={options.run_id}")
@@ -246,7 +267,8 @@ def _back_up(params: t.Mapping[str, t.Any], options: Options, program: Program) 
             if entry.version and not entry.folder
         ]
         catalogue = digest(snapshot(connection))
-    return {
+        data = _data(connection, params, options)
+    manifest = {
         "format": _manifest.FORMAT,
         "method": METHOD,
         "run_id": options.run_id,
@@ -272,6 +294,22 @@ def _back_up(params: t.Mapping[str, t.Any], options: Options, program: Program) 
         "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
         "duration_s": round(time.monotonic() - started, 2),
     }
+    return manifest, data
+
+
+def _data(
+    connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any], options: Options
+) -> dict[str, Fingerprint] | None:
+    """Return the fingerprints of all tables but the ledger's, if they are wanted."""
+    if options.limits is None:
+        return None
+
+    def session() -> psycopg.Connection[t.Any]:
+        opened = connect(params, application=f"runbook:{options.run_id}:backup")
+        set_role(opened, options.role)
+        return opened
+
+    return read_now(connection, session, options.limits, exclude=[options.ledger_schema])
 
 
 def _backup_of(options: Options, program: Program) -> dict[str, t.Any] | None:

@@ -28,46 +28,6 @@ WHERE c.relkind = 'v' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_sche
 ORDER BY 2, 3
 """
 
-#: What must be closed to the application, because no policy stands before it: materialized views, views that write the
-#: tables of tenants with their owner's rights, partitions without row security or without a policy.
-_CLOSED = """
-SELECT 'materialized view closed', c.oid::regclass::text,
-    has_schema_privilege(%(role)s, n.oid, 'USAGE') AND has_any_column_privilege(%(role)s, c.oid, 'SELECT'),
-    'no right to read', 'the application may read it',
-    'It knows no policies: REVOKE, and grant a view that shows a tenant its own rows.'
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'm' AND c.relname <> ALL (%(exclude)s)
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.objid = c.oid AND e.deptype = 'e'
-                  AND e.classid = 'pg_catalog.pg_class'::regclass)
-UNION ALL
-SELECT 'view does not write past policies', v.oid::regclass::text,
-    has_schema_privilege(%(role)s, v.relnamespace, 'USAGE') AND pg_relation_is_updatable(v.oid, false) & 28 <> 0
-    AND (has_any_column_privilege(%(role)s, v.oid, 'INSERT, UPDATE') OR has_table_privilege(%(role)s, v.oid, 'DELETE'))
-    AND coalesce(v.reloptions && ARRAY['security_invoker=true', 'security_invoker=on', 'security_invoker=1'], false)
-        IS FALSE,
-    'read-only, or security_invoker', 'writes with the rights of its owner',
-    'REVOKE INSERT, UPDATE, DELETE from the application, or ALTER VIEW … SET (security_invoker = true) from 15 on.'
-FROM pg_catalog.pg_class v WHERE v.relkind = 'v' AND v.relname <> ALL (%(exclude)s) AND EXISTS (
-    WITH RECURSIVE reads AS (
-        SELECT v.oid UNION
-        SELECT d.refobjid FROM reads JOIN pg_catalog.pg_rewrite w ON w.ev_class = reads.oid
-        JOIN pg_catalog.pg_depend d ON d.objid = w.oid AND d.classid = 'pg_catalog.pg_rewrite'::regclass
-            AND d.refclassid = 'pg_catalog.pg_class'::regclass
-    ) SELECT FROM reads WHERE reads.oid = ANY (%(tables)s::oid[]))
-UNION ALL
-SELECT 'row security of a partition', c.oid::regclass::text,
-    NOT (c.relrowsecurity AND EXISTS (SELECT FROM pg_catalog.pg_policy WHERE polrelid = c.oid))
-    AND has_schema_privilege(%(role)s, c.relnamespace, 'USAGE')
-    AND (has_any_column_privilege(%(role)s, c.oid, 'SELECT, INSERT, UPDATE')
-         OR has_table_privilege(%(role)s, c.oid, 'DELETE')),
-    'on, with a policy, or no right on it',
-    CASE WHEN c.relrowsecurity THEN 'no policy' ELSE 'off' END || ', and the application may name it',
-    'The policies of the whole do not hold where a partition is named itself: REVOKE ALL on it.'
-FROM unnest(%(tables)s::oid[]) p (root), pg_partition_tree(p.root) x JOIN pg_catalog.pg_class c ON c.oid = x.relid
-WHERE x.level > 0
-ORDER BY 1, 2
-"""
-
 _TOO_WIDE = "The policy is missing, too wide or lacks WITH CHECK."
 _NO_CONTEXT = "select with no context"
 
@@ -97,19 +57,6 @@ def views(connection: psycopg.Connection[t.Any], settings: Settings) -> list[Vie
     """Return the views that the application can read."""
     arguments = {"role": settings.role, "column": settings.tenant_column, "exclude": list(settings.exclude)}
     return [View(*row) for row in connection.execute(_VIEWS, arguments)]
-
-
-def closed(connection: psycopg.Connection[t.Any], settings: Settings, tables: t.Sequence[Table]) -> list[Check]:
-    """Look at what must not be open to the application at all."""
-    arguments = {
-        "role": settings.role,
-        "exclude": list(settings.exclude),
-        "tables": [table.oid for table in tables],
-    }
-    return [
-        Check(check, name, "failed", expected, actual, hint) if is_open else Check(check, name)
-        for check, name, is_open, expected, actual, hint in connection.execute(_CLOSED, arguments)
-    ]
 
 
 class Session:

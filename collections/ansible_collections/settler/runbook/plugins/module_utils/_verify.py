@@ -132,6 +132,15 @@ _HEALTH = (
     ),
 )
 
+#: What no dump of one database carries: its owner, what everybody may do with it, whether the application may connect.
+_DATABASE = """
+SELECT d.datname, pg_get_userbyid(d.datdba),
+    (SELECT string_agg(privilege_type, ', ' ORDER BY privilege_type)
+     FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) WHERE grantee = 0),
+    (SELECT has_database_privilege(r.oid, d.oid, 'CONNECT') FROM pg_catalog.pg_roles r WHERE r.rolname = %s)
+FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+"""
+
 #: Sequences that a column owns, and those that its default draws from without owning them. A role that policies bind
 #: sees no edge of the whole table.
 _SEQUENCES = """
@@ -254,6 +263,38 @@ def health(connection: psycopg.Connection[t.Any]) -> list[Check]:
         rows += [Check(look.check, name, "failed", look.expected, actual, look.hint) for name, actual in broken]
         if not broken:
             rows.append(Check(look.check, "all", "ok", look.expected, look.expected))
+    return rows
+
+
+def database(
+    connection: psycopg.Connection[t.Any], owner: str | None, application: str | None, *, kept_out: bool = False
+) -> list[Check]:
+    """Look at the rights on the database itself, which a restore by hand loses.
+
+    Args:
+        connection: any role.
+        owner: who must own the database; None if that does not matter.
+        application: who must be able to connect, if anybody.
+        kept_out: whether a maintenance window keeps the application out on purpose.
+    """
+    row = connection.execute(_DATABASE, [application]).fetchone()
+    assert row is not None
+    name, owned_by, everybody, connects = row
+    rows = []
+    if owner:
+        ok = owned_by == owner
+        hint = "" if ok else "ALTER DATABASE … OWNER TO …"
+        rows.append(Check("database owner", name, "ok" if ok else "failed", owner, owned_by, hint))
+    hint = f"REVOKE ALL ON DATABASE … FROM PUBLIC: {everybody} keeps no window shut." if everybody else ""
+    rows.append(
+        Check("database rights of PUBLIC", name, "unexpected" if everybody else "ok", "none", everybody or "none", hint)
+    )
+    if application and not kept_out:
+        hint = (
+            "" if connects else "GRANT CONNECT, or if a maintenance window is open: playbooks/maintenance.yml ends it."
+        )
+        actual = "may connect" if connects else "may not connect"
+        rows.append(Check("application may connect", name, "ok" if connects else "failed", "may connect", actual, hint))
     return rows
 
 

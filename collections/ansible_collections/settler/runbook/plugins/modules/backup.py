@@ -70,6 +70,18 @@ options:
     description: Backups that are younger than so many days stay; V(0) is no rule.
     type: float
     default: 0.0
+  fingerprint_sample_above:
+    description:
+      - Size in bytes of a table above which only a part of its rows is hashed for the fingerprint, the same part each
+        time. All rows are counted. What reads the data again later reads the same part.
+    type: int
+    default: 4294967296
+  fingerprint_keys:
+    description:
+      - Of about so many rows of each table the key is kept, so that a difference can be traced to rows. These keys are
+        data of the database. V(0) keeps none.
+    type: int
+    default: 20000
   encryption:
     description:
       - How to encrypt all of the backup but its manifest, with the program C(age) or C(gpg).
@@ -170,6 +182,8 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         keep=params["keep"],
         keep_days=params["keep_days"],
         encryption=Encryption(params["encryption"], tuple(params["recipients"])),
+        sample_above=params["fingerprint_sample_above"],
+        keys=params["fingerprint_keys"],
     )
     path = home_of(options.directory, params["login_db"]) / options.run_id
     changed = not path.exists()
@@ -203,6 +217,8 @@ def main() -> None:
             "lock_timeout": {"type": "float", "default": 10.0},
             "keep": {"type": "int", "default": 7},
             "keep_days": {"type": "float", "default": 0.0},
+            "fingerprint_sample_above": {"type": "int", "default": 4294967296},
+            "fingerprint_keys": {"type": "int", "default": 20000},
             "encryption": {"type": "str", "default": "none", "choices": list(METHODS)},
             "recipients": {"type": "list", "elements": "str", "default": []},
         },

@@ -15,6 +15,8 @@ description:
   - Takes a backup of a stanza that exists, makes a named restore point, and waits until it has reached the archive.
   - Writes C(manifest.json) with the backup's label, the restore point, its LSN, and the command that goes back to it,
     so that M(settler.runbook.backup_info) lists it. Going back is for an operator - it concerns the whole server.
+  - After that the rows of the database are counted and hashed, so that M(settler.runbook.verify) can compare the data
+    after a migration. That reads the database once.
   - A stanza of another server is refused. A run that was killed is continued with the backup that it has taken.
   - Manifests of backups that pgBackRest's retention has removed are removed, too.
 options:
@@ -57,6 +59,26 @@ options:
     description: Seconds until the restore point must be in the archive.
     type: float
     default: 60.0
+  fingerprints:
+    description: Whether the data is counted and hashed. A role that does not see all rows is refused.
+    type: bool
+    default: true
+  fingerprint_sample_above:
+    description:
+      - Size in bytes of a table above which only a part of its rows is hashed for the fingerprint, the same part each
+        time. All rows are counted. What reads the data again later reads the same part.
+    type: int
+    default: 4294967296
+  fingerprint_keys:
+    description:
+      - Of about so many rows of each table the key is kept, so that a difference can be traced to rows. These keys are
+        data of the database. V(0) keeps none.
+    type: int
+    default: 20000
+  jobs:
+    description: Sessions that read the data for the fingerprints at a time.
+    type: int
+    default: 2
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -126,6 +148,7 @@ pruned:
 import typing as t
 from pathlib import Path
 
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Limits
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import home_of
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._pgbackrest import TYPES, Options, backup
@@ -139,6 +162,9 @@ FACTS = ("path", "label", "restore_point", "lsn", "restore_command", "bytes", "d
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Back up, or in check mode look whether it could be done."""
     params = module.params
+    limits = Limits(
+        sample_above=params["fingerprint_sample_above"], keys=params["fingerprint_keys"], jobs=max(1, params["jobs"])
+    )
     options = Options(
         directory=Path(params["directory"]),
         run_id=params["run_id"],
@@ -150,6 +176,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         config=params["config"],
         account=params["account"],
         archive_timeout=params["archive_timeout"],
+        limits=limits if params["fingerprints"] else None,
     )
     path = home_of(options.directory, params["login_db"]) / options.run_id
     changed = not path.exists()
@@ -176,6 +203,10 @@ def main() -> None:
             "config": {"type": "path"},
             "account": {"type": "str", "default": "postgres"},
             "archive_timeout": {"type": "float", "default": 60.0},
+            "fingerprints": {"type": "bool", "default": True},
+            "fingerprint_sample_above": {"type": "int", "default": 4294967296},
+            "fingerprint_keys": {"type": "int", "default": 20000},
+            "jobs": {"type": "int", "default": 2},
         },
     )
 

@@ -15,6 +15,8 @@ description:
   - Compares the catalogue with an expectation in YAML - tables, columns, constraints, indexes, row level security,
     policies, triggers, functions, views, extensions, grants - reading pg_catalog only.
   - Looks for what is there but does not work - invalid indexes, constraints never validated, disabled triggers.
+  - Looks at what no dump carries - owner of the database, rights of PUBLIC on it, and whether the application may
+    connect.
   - Proves tenant isolation as the application role, with rows of two probe tenants in a transaction that is rolled
     back.
   - Compares the data with that of a backup made before a migration - row counts, and the content of each column that
@@ -141,6 +143,12 @@ options:
         description: Values for probe rows where a type's own value breaks a rule, by C(table.column).
         type: dict
         default: {}
+  kept_out:
+    description:
+      - Whether a maintenance window keeps the role of O(isolation) out on purpose. Otherwise it must have the right to
+        connect, which no dump of a database carries.
+    type: bool
+    default: false
   run_id:
     description: Name of this run.
     type: str
@@ -280,6 +288,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import (
     Check,
     allow,
     compare,
+    database,
     health,
     json_of,
     junit_of,
@@ -367,6 +376,8 @@ def _look(
     catalogue = snapshot(connection, exclude=params["exclude_schemas"], role_names=params["role_names"])
     rows = compare(expected, catalogue) if expected is not None else []
     rows += health(connection)
+    application = params["isolation"]["role"] if params["isolation"] else None
+    rows += database(connection, params["set_role"], application, kept_out=params["kept_out"])
     found, unread_sequences = sequences(connection)
     rows += found
     if unread_sequences:
@@ -469,6 +480,7 @@ def main() -> None:
                     "values": {"type": "dict", "default": {}},
                 },
             },
+            "kept_out": {"type": "bool", "default": False},
             "run_id": {"type": "str", "default": ""},
         },
     )
