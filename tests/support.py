@@ -45,6 +45,11 @@ def migration(text: str, name: str = "001_test.sql", verify: str = "") -> Migrat
     )
 
 
+def files(*texts: str) -> list[MigrationFile]:
+    """Return migrations 001, 002 and so on that lie in no folder."""
+    return [migration(text, f"{number:03d}_step.sql") for number, text in enumerate(texts, 1)]
+
+
 def refused(call: Callable[..., Any], *arguments: Any, **options: Any) -> RunbookError:
     """Return the error that a call must end in."""
     with pytest.raises(RunbookError) as caught:
