@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome
+from psycopg import sql
 
 from tests.support import as_migrator
 
@@ -37,3 +39,23 @@ def ask(connect):
         return row[0] if row else None
 
     return one
+
+
+@pytest.fixture
+def server(cluster):
+    """A session of the superuser in another database than those of the tests."""
+    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as session:
+        yield session
+
+
+@pytest.fixture
+def tidy_server(server):
+    """Drop what a test leaves beside its databases: failed, half restored and renamed ones, snapshots."""
+
+    def names():
+        return {row[0] for row in server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate")}
+
+    before = names()
+    yield
+    for name in names() - before:
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

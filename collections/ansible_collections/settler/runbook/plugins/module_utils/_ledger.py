@@ -18,7 +18,7 @@ import json
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._files import CHECKSUM_ALGORITHM, MigrationFile
-from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow
+from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow, newest
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
 
 _TABLES = """
@@ -171,6 +171,10 @@ class Ledger:
         rows = [LedgerRow(*row) for row in found]
         self._with_row = {row.file for row in rows}
         return rows
+
+    def head(self) -> str | None:
+        """Return the newest version that is applied, not counting optional folders; None where there is none."""
+        return newest([row for row in self.rows() if row.state == "applied" and not row.folder])
 
     def applied(self) -> list[dict[str, t.Any]]:
         """Return the files with all that is known of them, oldest first."""

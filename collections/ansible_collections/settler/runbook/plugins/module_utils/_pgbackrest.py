@@ -240,11 +240,7 @@ def _back_up(params: t.Mapping[str, t.Any], options: Options, program: Program) 
         connection.execute("SELECT pg_switch_wal()")
         _wait_archived(connection, options, program, segment)
         set_role(connection, options.role)
-        ledger = [
-            entry.version
-            for entry in Ledger(connection, options.ledger_schema).rows()
-            if entry.version and not entry.folder
-        ]
+        head = Ledger(connection, options.ledger_schema).head()
         catalogue = digest(snapshot(connection))
     return {
         "format": _manifest.FORMAT,
@@ -263,7 +259,7 @@ def _back_up(params: t.Mapping[str, t.Any], options: Options, program: Program) 
         "restore_command": program.restore_command(made["label"], point),
         "client_version": made["backrest"]["version"],
         "compression": METHOD,
-        "ledger_head": max(ledger, key=int, default=None),
+        "ledger_head": head,
         "catalogue_digest": catalogue,
         "tables": {},
         "rows": 0,
