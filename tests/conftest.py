@@ -115,7 +115,8 @@ def _major(item: pytest.Item) -> int:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Have a worker say on which majors it has run tests."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["tested"] = sorted(session.config.stash[_TESTED])
+        tested: set[int] = session.config.stash[_TESTED]
+        session.config.workeroutput["tested"] = sorted(tested)
 
 
 @pytest.hookimpl(optionalhook=True)

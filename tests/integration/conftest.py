@@ -18,7 +18,7 @@ def apply(cluster, roles):
 
     def run(dbname, migrations, outcome=None, say=None, **changes):
         outcome = outcome or Outcome()
-        usual = {"run_id": "run-1", "role": roles.owner, "lock_wait": 10, "hazards_allowed": ("all",)}
+        usual = {"run_id": "run-1", "role": roles.owner, "lock_wait": 60, "hazards_allowed": ("all",)}
         options = Options(**(usual | changes))
         with engine_connect(
             as_migrator(cluster, roles, dbname), application=f"runbook:{options.run_id}:migrate"

@@ -37,7 +37,7 @@ def arguments(cluster, roles, tmp_path):
             "directory": str(tmp_path),
             "run_id": run_id,
             "set_role": roles.owner,
-            "lock_wait": 30.0,
+            "lock_wait": 60,
         }
 
     return of

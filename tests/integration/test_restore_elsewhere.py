@@ -142,11 +142,11 @@ def test_server_that_crashes_in_the_middle_of_a_restore_has_its_database_afterwa
     after = seen()
     with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
         process = call("restore", other, tmp_path, how=start_module, run_id="dies")
-        pid = wait_until(pids, timeout=60)[0]
+        pid = wait_until(pids, timeout=120)[0]
         os.kill(pid, signal.SIGKILL)
-    output, _errors = process.communicate(timeout=60)
+    output, _errors = process.communicate(timeout=1200)
     assert json.loads(output)["failed"]
-    wait_until(lambda: is_back(other), timeout=30)
+    wait_until(lambda: is_back(other), timeout=120)
     assert seen() == after
 
     result = call("restore", other, tmp_path, lost_directory=str(tmp_path / "lost"), only_run="", src=None,
@@ -194,7 +194,7 @@ def killed_in(process, cluster, seconds):
     for pid in servers_of(cluster.data):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=1200)
     assert "Traceback" not in output + errors, output + errors
     cluster.up()
     return json.loads(output)

@@ -128,7 +128,8 @@ def nodes(tree: t.Any, *kinds: type) -> t.Iterator[t.Any]:
         elif isinstance(part, ast.Node):
             if isinstance(part, kinds):
                 yield part
-            for attribute in _branches(type(part)):
+            kind: t.Any = type(part)
+            for attribute in _branches(kind):
                 value = getattr(part, attribute)
                 if value is not None:
                     waiting.append(value)
