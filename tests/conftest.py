@@ -4,7 +4,7 @@
 nothing here ever reaches a server of yours: the cluster has a port, a password and a folder of its own.
 
 Tests marked ``every_major`` run once on each major version, all others on the machine's own PostgreSQL. There is one
-cluster at a time: the machine's own first, then the majors in turn.
+cluster at a time: the machine's own first, then the majors in turn. With ``-n 2`` each worker has one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import hypothesis
 import psycopg
@@ -97,14 +97,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of one cluster next to each other: pytest alone would make the machine's own one twice."""
+    """Put the tests of one cluster next to each other: pytest alone would make the machine's own one twice.
+
+    Of these, a file's tests go to one worker, so that what the file makes once is made once.
+    """
     items.sort(key=_major)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(f"{_major(item)}-{item.path.stem}"))
 
 
 def _major(item: pytest.Item) -> int:
     """Return the major that a test was made for, or 0 where it runs on the machine's own."""
     parameters = getattr(item, "callspec", None)
     return parameters.params.get("cluster", 0) if parameters else 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Have a worker say on which majors it has run tests."""
+    if hasattr(session.config, "workeroutput"):
+        tested: set[int] = session.config.stash[_TESTED]
+        session.config.workeroutput["tested"] = sorted(tested)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Collect what the workers say."""
+    node.config.stash[_TESTED].update(getattr(node, "workeroutput", {}).get("tested", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

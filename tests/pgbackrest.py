@@ -71,7 +71,7 @@ def archived_server() -> Iterator[Archived]:
         config = folder / "pgbackrest.conf"
         config.write_text(
             f"[global]\nrepo1-path={folder}/repo\nrepo1-retention-full=1\nlock-path={folder}/lock\n"
-            "log-level-file=off\nstart-fast=y\ncompress-type=lz4\narchive-timeout=10\n"
+            "log-level-file=off\nstart-fast=y\ncompress-type=lz4\narchive-timeout=120\n"
             f"[main]\npg1-path={cluster.data}\npg1-port={state.port}\npg1-socket-path={state.socket}\n",
             encoding="utf-8",
         )

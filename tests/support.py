@@ -45,6 +45,11 @@ def migration(text: str, name: str = "001_test.sql", verify: str = "") -> Migrat
     )
 
 
+def files(*texts: str) -> list[MigrationFile]:
+    """Return migrations 001, 002 and so on that lie in no folder."""
+    return [migration(text, f"{number:03d}_step.sql") for number, text in enumerate(texts, 1)]
+
+
 def refused(call: Callable[..., Any], *arguments: Any, **options: Any) -> RunbookError:
     """Return the error that a call must end in."""
     with pytest.raises(RunbookError) as caught:
@@ -142,7 +147,7 @@ class Background(threading.Thread, Generic[T]):
         except BaseException as error:  # noqa: BLE001 - raised again by value()
             self._error = error
 
-    def value(self, timeout: float = 20) -> T:
+    def value(self, timeout: float = 120) -> T:
         self.join(timeout)
         assert not self.is_alive(), f"not done after {timeout} s"
         if self._error:
@@ -157,7 +162,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(question: Callable[[], Any], timeout: float = 10) -> Any:
+def wait_until(question: Callable[[], Any], timeout: float = 120) -> Any:
     """Ask until the answer is true; return it."""
     deadline = time.monotonic() + timeout
     while not (answer := question()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _REPORT = ROOT / ".cache" / "pytest.xml"
+# A file's tests on one major stay together, in the order of tests/conftest.py: each worker makes a cluster at a time.
+_IN_PARALLEL = ["--dist=loadgroup", "--no-loadscope-reorder"]
+_WORKERS = max(2, len(os.sched_getaffinity(0)))  # tests wait for servers and children: two are never too many
 _NO_TESTS = 5  # pytest's exit status where it found none
 
 
@@ -45,7 +49,8 @@ def test_everything() -> int:
     """Run the linters, pytest and Molecule, all of them in any case, and close with the total of the three."""
     outcome = lint()
     majors.ensure_all()
-    total = outcome + pytest([]) + _molecule()
+    console.heading("pytest")
+    total = outcome + pytest([f"--numprocesses={_WORKERS}", *_IN_PARALLEL]) + _molecule()
     print(f"\n{total}")
     return total.status
 
@@ -81,13 +86,11 @@ def tool(name: str, arguments: list[str], variables: Mapping[str, str] | None = 
 
 def pytest(arguments: list[str]) -> Outcome:
     """Run pytest with its own output, and count from its report."""
-    if not arguments:
-        console.heading("pytest")
     _REPORT.unlink(missing_ok=True)
     command = [str(VENV_PYTHON), "-m", "pytest", *arguments, f"--junit-xml={_REPORT}"]
     status = child.run(command, stdin=None)
     if not _REPORT.exists():
-        if not arguments:
+        if status:
             console.bad(f"pytest ended with status {status} before it could report")
         return Outcome(status=status, failed=int(status != 0))
     counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}

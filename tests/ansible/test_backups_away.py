@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -69,6 +70,58 @@ def test_a_failed_change_is_taken_back_by_its_own_encrypted_backup(ready: Deploy
     assert len(kept) > 50
     assert [path for path in kept if keys.secret in path.read_bytes()] == []
     assert [path.name for path in backup.parent.iterdir() if path.name not in (".lock", backup.name)] == []
+
+
+def test_an_encrypted_backup_is_proven_by_a_drill_with_the_key_only(ready: Deployment, keys: Keys) -> None:
+    assert ready.play("backup.yml", backup_encryption="age", backup_recipients=[keys.public]).rc == 0
+    (backup,) = backups(ready)
+
+    closed = ready.play("restore_drill.yml")
+    assert closed.rc != 0
+    assert "rollback_identity" in closed.output
+    assert not (backup / "proven.json").exists()
+
+    run = ready.play("restore_drill.yml", rollback_identity=str(keys.private))
+    assert run.rc == 0, run.output
+    proof = json.loads((backup / "proven.json").read_text(encoding="utf-8"))
+    assert (proof["counts_match"], proof["fingerprints_match"], proof["verified"]) == (True, True, True)
+    assert ready.query("SELECT detail ->> 'backup' FROM runbook.events ORDER BY id DESC LIMIT 1") == [(str(backup),)]
+    assert ready.databases() == [ready.database]
+    assert [path.name for path in backup.parent.iterdir() if path.name not in (".lock", backup.name)] == []
+
+
+def test_a_snapshot_leads_back_where_nobody_has_the_key(ready: Deployment, keys: Keys) -> None:
+    ready.migration("902_wrong.sql", "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n")
+    before = ready.dump_without_events(), ready.row_counts()
+
+    run = ready.play("migrate.yml", backup_encryption="age", backup_recipients=[keys.public], backup_snapshot=True)
+
+    assert run.rc != 0
+    assert "taken back to the snapshot" in run.output, run.output
+    assert "and has its catalogue of then" in run.output
+    assert (ready.dump_without_events(), ready.row_counts()) == before
+    with ready.connect(user="app"):
+        pass
+
+
+def test_a_copy_that_is_there_is_not_made_again(ready: Deployment, keys: Keys) -> None:
+    second = ready.folder / "second"
+    second.mkdir()
+    again = {"runbook_run_id": "same", "backup_copy_to": [str(second)]}
+    assert ready.play("backup.yml", **again).rc == 0
+    before = {path: path.stat().st_mtime_ns for path in second.rglob("*")}
+
+    run = ready.play("backup.yml", **again)
+    assert run.rc == 0, run.output
+    assert run.changed() == []
+    assert {path: path.stat().st_mtime_ns for path in second.rglob("*")} == before
+
+    manifest = second / ready.database / "same" / "manifest.json"
+    manifest.unlink()  # as a run that was killed leaves it
+    run = ready.play("backup.yml", **again)
+    assert run.rc == 0, run.output
+    assert run.changed() == ["Copy the backup off the host"]
+    assert manifest.exists()
 
 
 def test_a_backup_is_fetched_and_restored_on_another_host(ready: Deployment, keys: Keys) -> None:

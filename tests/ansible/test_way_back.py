@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.ansible.test_killed import kill, start, wait_for
+from tools.cluster import Cluster
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.ansible.conftest import Deployment
+    from tests.ansible.conftest import Deployment, Run
 
 RUN = "20260101t000000-test"
 WRONG = "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM matches;\n"
@@ -35,6 +38,17 @@ def without_pg_restore(deployment: Deployment) -> str:
     return str(folder)
 
 
+def verified_again(run: Run) -> list[str]:
+    """Return how the verifications after a rollback ended."""
+    phases = [
+        event["event_data"]["res"]["ansible_facts"]["runbook"]["phases"]
+        for event in run.events
+        if event["event"] == "runner_on_ok" and "runbook" in event["event_data"]["res"].get("ansible_facts", {})
+    ][-1]
+    after = [phase["name"] for phase in phases].index("rollback")
+    return [phase["state"] for phase in phases[after:] if phase["name"] == "verify"]
+
+
 def test_a_failed_run_is_taken_back_by_its_snapshot_and_leaves_what_an_investigation_needs(ready: Deployment) -> None:
     ready.migration("902_wrong.sql", WRONG)
     secret = f"migrator of {ready.prefix}"
@@ -45,6 +59,7 @@ def test_a_failed_run_is_taken_back_by_its_snapshot_and_leaves_what_an_investiga
     assert run.rc != 0
     assert f"swap in the snapshot {ready.database}_snapshot_20260101t000000_test" in run.output
     assert "taken back to the snapshot" in run.output
+    assert verified_again(run) == ["ok"]
     assert (ready.dump_without_events(), ready.row_counts()) == before
     assert ready.query("SELECT relrowsecurity FROM pg_class WHERE relname = 'jobs'") == [(True,)]
     failed = f"{ready.database}_failed_20260101t000000_test"
@@ -72,6 +87,22 @@ def test_a_failed_run_is_taken_back_by_its_snapshot_and_leaves_what_an_investiga
             assert known not in text, name
 
 
+def test_who_stood_in_the_way_is_kept_with_the_diagnostics(ready: Deployment) -> None:
+    ready.migration("902_wide.sql", "ALTER TABLE jobs ADD wide int;\n")
+    with ready.connect(user="migrator") as blocker:
+        blocker.execute("BEGIN; SET application_name = 'nightly report'; SELECT count(*) FROM jobs")
+        run = ready.play("migrate.yml", runbook_run_id=RUN, migrate_lock_attempts=2, migrate_lock_timeout=0.5)
+        pid = blocker.info.backend_pid
+    assert run.rc != 0
+    assert "nothing was committed, the database is as it was" in run.output
+    (told,) = json.loads((diagnostics(ready) / "failed.json").read_text(encoding="utf-8"))["blockers"]
+    assert (told["pid"], told["application_name"]) == (pid, "nightly report")
+    assert "SELECT count(*) FROM jobs" in told["query"]
+    sessions = json.loads((diagnostics(ready) / "sessions.json").read_text(encoding="utf-8"))
+    assert [one["application"] for one in sessions if one["pid"] == pid] == ["nightly report"]
+    assert f"pid {pid}" in (diagnostics(ready) / "error.txt").read_text(encoding="utf-8")
+
+
 def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deployment) -> None:
     ready.migration(
         "902_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n"
@@ -85,9 +116,27 @@ def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deploymen
     events = ready.query("SELECT event, detail ->> 'rows' IS NOT NULL FROM runbook.events WHERE event = 'proven'")
     assert events == [("proven", True)]
     ready.migration("903_three.sql", "ALTER TABLE two ADD three int;\n")
-    run = ready.play("migrate.yml", runbook_run_id="20260102t000000-test", **keep)
+    run = ready.play(
+        "migrate.yml", runbook_run_id="20260102t000000-test", **{**keep, "migrate_require_proven_backup": False}
+    )
     assert run.rc == 0, run.output
-    assert ready.databases() == [ready.database, f"{ready.database}_snapshot_20260102t000000_test"]
+    name = f"{ready.database}_snapshot_20260102t000000_test"
+    assert ready.databases() == [ready.database, name]
+
+    told = ready.play("status.yml").output
+    assert f"{name}  20" in told
+    assert "(0.0 h ago)" in told
+    assert "stays 24.0 h" in told
+    with ready.connect("postgres") as server:  # a day later
+        (comment,) = server.execute(
+            "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", [name]
+        ).fetchone() or ("",)
+        passed = sql.Literal(comment.replace('"keep_hours": 24.0', '"keep_hours": 0.0'))
+        server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), passed))
+    ready.migration("904_four.sql", "ALTER TABLE two ADD four int;\n")
+    run = ready.play("migrate.yml", verify_unexpected="ignore")  # without a snapshot of its own
+    assert run.rc == 0, run.output
+    assert ready.databases() == [ready.database]
 
 
 def test_a_drill_proves_the_newest_backup_and_a_damaged_one_lets_no_run_begin(ready: Deployment) -> None:
@@ -113,6 +162,54 @@ def test_a_drill_proves_the_newest_backup_and_a_damaged_one_lets_no_run_begin(re
     assert ready.databases() == [ready.database]
     with ready.connect(user="app"):
         pass
+
+
+def test_what_is_wrong_after_a_rollback_is_told_and_keeps_nobody_out(ready: Deployment) -> None:
+    with ready.connect() as server:
+        server.execute("CREATE POLICY open ON jobs USING (true)")
+    ready.migration("902_wrong.sql", WRONG)
+    before = ready.dump_without_events()
+
+    run = ready.play("migrate.yml", runbook_run_id=RUN)
+
+    assert run.rc != 0
+    assert "taken back to the backup" in run.output
+    assert verified_again(run) == ["failed"]
+    assert "of the database as it was before:" in run.output
+    assert ready.dump_without_events() == before
+    with ready.connect(user="app"):
+        pass
+
+
+def test_a_drill_on_another_server_proves_the_backup_here(ready: Deployment) -> None:
+    assert ready.play("backup.yml", runbook_run_id=RUN).rc == 0
+    folder = Path(tempfile.mkdtemp(prefix="settler-pytest-other-", dir="/tmp"))
+    folder.chmod(0o711)  # the account that runs the server has to pass
+    other = Cluster(folder / "cluster", fsync=False, port=55103)
+    try:
+        state = other.up()
+        with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
+            for role in ("owner", "app"):
+                server.execute(f"CREATE ROLE {ready.prefix}_{role}")
+            migrator = f"{ready.prefix}_migrator LOGIN CREATEDB PASSWORD 'elsewhere'"
+            server.execute(f"CREATE ROLE {migrator} IN ROLE {ready.prefix}_owner, {ready.prefix}_app")
+        there = {
+            "login_host": state.host, "login_port": state.port, "login_user": f"{ready.prefix}_migrator",
+            "login_password": "elsewhere",
+        }  # fmt: skip
+        run = ready.play("restore_drill.yml", drill_connection=there)
+        assert run.rc == 0, run.output
+        with psycopg.connect(other.conninfo("postgres")) as server:
+            left = server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall()
+        assert left == [("postgres",)]
+    finally:
+        other.down()
+        shutil.rmtree(folder)
+    backup = ready.folder / "inventory" / "backups" / ready.database / RUN
+    assert json.loads((backup / "proven.json").read_text(encoding="utf-8"))["verified"]
+    event = "SELECT event, detail ->> 'backup' FROM runbook.events ORDER BY id DESC LIMIT 1"
+    assert ready.query(event) == [("proven", str(backup))]
+    assert ready.databases() == [ready.database]
 
 
 def test_a_rollback_that_fails_drops_nothing_keeps_the_application_out_and_says_what_to_do(ready: Deployment) -> None:

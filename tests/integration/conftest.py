@@ -8,6 +8,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome
+from psycopg import sql
 
 from tests.support import PROJECT, as_migrator
 from tools import generate, legacy
@@ -19,7 +20,7 @@ def apply(cluster, roles):
 
     def run(dbname, migrations, outcome=None, say=None, **changes):
         outcome = outcome or Outcome()
-        usual = {"run_id": "run-1", "role": roles.owner, "lock_wait": 10, "hazards_allowed": ("all",)}
+        usual = {"run_id": "run-1", "role": roles.owner, "lock_wait": 60, "hazards_allowed": ("all",)}
         options = Options(**(usual | changes))
         with engine_connect(
             as_migrator(cluster, roles, dbname), application=f"runbook:{options.run_id}:migrate"
@@ -67,3 +68,23 @@ def session(good, cluster):
         connection.execute("SET search_path = public")
         with connection.transaction(force_rollback=True):
             yield connection
+
+
+@pytest.fixture
+def server(cluster):
+    """A session of the superuser in another database than those of the tests."""
+    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as session:
+        yield session
+
+
+@pytest.fixture
+def tidy_server(server):
+    """Drop what a test leaves beside its databases: failed, half restored and renamed ones, snapshots."""
+
+    def names():
+        return {row[0] for row in server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate")}
+
+    before = names()
+    yield
+    for name in names() - before:
+        server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

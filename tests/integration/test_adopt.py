@@ -46,7 +46,7 @@ def adopt(cluster, roles, tmp_path):
             "set_role": roles.owner,
             "project": "settler",
             "ledger_schema": "runbook",
-            "lock_wait": 5.0,
+            "lock_wait": 60,
             "scripts_file": None,
             **changes,
         }

@@ -183,7 +183,7 @@ def test_ten_kills_at_random_moments_leave_no_half_backup_and_what_was_there(
         (home / ".lock").write_text("", encoding="ascii")
         process = start_module("backup", arguments(f"r{number}"))
         kill(process, home, cluster, database)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
         assert "Traceback" not in output + errors, output + errors
         result = json.loads(output) if output.strip() else {"failed": True, "msg": "killed"}
         if result.get("failed"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -18,12 +19,17 @@ from ansible_collections.settler.runbook.plugins.module_utils._catalog import di
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._database import properties, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-from ansible_collections.settler.runbook.plugins.module_utils._manifest import check_files, list_backups, read_manifest
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import (
+    check_files,
+    list_backups,
+    read_manifest,
+    seal,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import Options as MigrateOptions
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import Outcome, migrate
 from psycopg import sql
 
-from tests.support import Background, as_migrator, login, migration, start_module, wait_until
+from tests.support import PROJECT, Background, as_migrator, login, migration, start_module, wait_until
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -46,26 +52,7 @@ COUNTS = {
     "public.Odd name": 2, "public.jobs": 120, "public.tenants": 3,
     "runbook.events": 2, "runbook.journal": 0, "runbook.migrations": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def tidy_server(cluster):
-    """Drop what a test leaves: failed databases, half restored ones, databases with other names."""
-
-    def names(server):
-        return {row[0] for row in server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate")}
-
-    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
-        before = names(server)
-        yield
-        for name in names(server) - before:
-            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-@pytest.fixture
-def server(cluster):
-    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as session:
-        yield session
+pytestmark = pytest.mark.usefixtures("tidy_server")
 
 
 @pytest.fixture
@@ -175,6 +162,15 @@ def test_manifest_says_what_is_in_the_backup(cluster, database, back_up, params)
     assert manifest["catalogue_digest"] == state_of(params, database)[1]
     assert digest(json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))) == manifest["catalogue_digest"]
     assert manifest["properties"]["owner"] == "settler_owner"
+
+
+def test_every_key_of_a_manifest_is_documented(database, back_up):
+    manifest = json.loads((Path(back_up(database)["path"]) / "manifest.json").read_text(encoding="utf-8"))
+    text = (PROJECT / "docs" / "backup.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| ([a-z0-9_, ]+) \|", text.partition("## manifest.json")[2].partition("\n## ")[0], re.MULTILINE
+    )
+    assert {key for row in rows for key in row.split(", ")} - {"key"} == set(manifest)
 
 
 def test_manifest_has_the_roles_without_their_passwords(database, back_up, roles):
@@ -395,6 +391,20 @@ def test_setting_that_the_migrator_may_not_give_is_not_lost_in_silence(database,
         told = error.message
         assert state_of(params, database) == before
     assert "app.default_tier" in told
+    assert "free" not in told
+
+
+def test_value_that_a_server_does_not_take_is_not_told(database, back_up, restoring, server, cluster, params):
+    made = back_up(database)
+    about = {**made["properties"], "settings": [{"role": None, "settings": ["work_mem=a-secret"]}]}
+    manifest = {key: value for key, value in made.items() if key not in ("path", "pruned")} | {"properties": about}
+    (Path(made["path"]) / "manifest.json").write_text(seal(manifest), encoding="utf-8")
+    before = state_of(params, database)
+    error = refused(_take_back, login(cluster, database), restoring(database))
+    assert "the setting work_mem, whose value this server does not take (22023)" in error.message
+    assert "a-secret" not in error.message + error.hint
+    assert error.__cause__ is None
+    assert state_of(params, database) == before
 
 
 def test_database_with_default_rights_has_them_again(database, back_up, restore, server, params):

@@ -62,7 +62,7 @@ class Target:
 
     def _ask(self, method: str, name: str, content: bytes | None = None) -> requests.Response:
         signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=AKIA/20260101/us-east-1/s3/aws4_request"}
-        answer = requests.request(method, f"{self.url}/{name}", data=content, headers=signed, timeout=10)
+        answer = requests.request(method, f"{self.url}/{name}", data=content, headers=signed, timeout=60)
         answer.raise_for_status()
         return answer
 
@@ -101,7 +101,7 @@ def target(request, s3, config, tmp_path) -> Target:
         (tmp_path / "second").mkdir()
         return Target(str(tmp_path / "second"), None)
     bucket = f"bucket-{time.monotonic_ns()}"
-    requests.put(f"{s3}/{bucket}", timeout=10).raise_for_status()
+    requests.put(f"{s3}/{bucket}", timeout=60).raise_for_status()
     return Target(f"offsite:{bucket}/pre fix", config, f"{s3}/{bucket}/pre fix")
 
 

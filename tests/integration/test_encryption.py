@@ -321,7 +321,7 @@ def test_a_restore_that_is_ended_leaves_nothing_plain_at_the_latest_until_the_ne
         back_up(pair, "b2")  # a copy that is in use is not tidied
         assert len(list(home.glob(".runbook-*.plain"))) == 1
         os.kill(process.pid, number)
-        process.communicate(timeout=20)
+        process.communicate(timeout=300)
     finally:
         process.kill()
         process.communicate()

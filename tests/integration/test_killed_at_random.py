@@ -18,7 +18,7 @@ FILES = {
     "CREATE VIEW small AS SELECT id FROM t WHERE v < 10;\n",
     "002_indexes.sql": "-- runbook: no-transaction\nCREATE INDEX CONCURRENTLY t_n ON t (n);\n"
     "INSERT INTO t (id, n) VALUES (0, 'zero');\nCREATE UNIQUE INDEX CONCURRENTLY t_u ON t (n, id);\nVACUUM t;\n",
-    "003_fill.batch.sql": "-- runbook: batch-table=public.t batch-key=id batch-size=20 batch-target=4ms\n"
+    "003_fill.batch.sql": "-- runbook: batch-table=public.t batch-key=id batch-size=20 batch-target=20ms\n"
     "UPDATE t SET v = v + 1 WHERE id BETWEEN :from AND :to;\n",
     "004_more.sql": "ALTER TABLE t ADD COLUMN m int;\nUPDATE t SET m = v + 1;\nALTER TABLE t ALTER m SET NOT NULL;\n",
     "R__sum.sql": "CREATE OR REPLACE VIEW total AS SELECT sum(v) AS v, sum(m) AS m, count(*) AS n FROM t;\n",
@@ -37,7 +37,7 @@ def arguments(cluster, roles, tmp_path):
             "directory": str(tmp_path),
             "run_id": run_id,
             "set_role": roles.owner,
-            "lock_wait": 30.0,
+            "lock_wait": 60,
         }
 
     return of
@@ -89,9 +89,9 @@ def test_two_runs_at_once_apply_everything_once(new_database, apply, tmp_path, s
     for number in range(ROUNDS):
         database = new_database()
         pair = [
-            Background(lambda name=name, into=database: apply(into, files, run_id=name, lock_wait=30)) for name in "ab"
+            Background(lambda name=name, into=database: apply(into, files, run_id=name, lock_wait=60)) for name in "ab"
         ]
-        done = sorted(len(run.value(60).applied) for run in pair)
+        done = sorted(len(run.value(120).applied) for run in pair)
         assert done == [0, len(FILES)], f"round {number}"
         wanted = wanted or state(database)
         assert state(database) == wanted, f"round {number}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import psycopg
 import pytest
 from psycopg import sql
@@ -18,7 +16,7 @@ def window(cluster, roles):
     def run(database, state="present", check=False, **changes):
         arguments = {
             **as_migrator(cluster, roles, database), "state": state, "roles": [roles.app], "set_role": roles.owner,
-            "drain": 0.2, "run_id": "r", "lock_wait": 0.2, **changes,
+            "drain": 0.2, "run_id": "r", "lock_wait": 60, **changes,
         }  # fmt: skip
         return call_module("maintenance", arguments, check=check)
 
@@ -64,12 +62,10 @@ def test_open_transaction_may_finish_within_the_drain(new_database, connect, rol
     connect(database, role=roles.owner).execute("CREATE TABLE a (i int)")
     busy = connect(database, user=roles.app)
     busy.execute("BEGIN; INSERT INTO a VALUES (1)")
-    began = time.monotonic()
-    run = Background(lambda: window(database, drain=20))
+    run = Background(lambda: window(database, drain=3600))
     wait_until(lambda: not may_connect(connect, database))
     busy.execute("INSERT INTO a VALUES (2); COMMIT")
     run.value()
-    assert time.monotonic() - began < 15
     assert is_ended(busy)
     assert connect(database).execute("SELECT count(*) FROM a").fetchone() == (2,)
 
@@ -218,12 +214,12 @@ def test_window_is_another_one_after_anybody_has_opened_or_closed_one(new_databa
 def test_window_is_not_opened_while_another_run_is_at_work(new_database, connect, cluster, window, step):
     database = new_database()
     with psycopg.connect(cluster.conninfo(database), application_name=f"runbook:other:{step}"):
-        result = window(database)
+        result = window(database, lock_wait=0.2)
         assert "another run is at work in this database" in result["msg"]
         assert f"runbook:other:{step}" in result["msg"]
         assert result["foreign_window"] is True
         assert may_connect(connect, database)
-    assert wait_until(lambda: window(database).get("window"))
+    assert window(database)["window"]
 
 
 def test_own_sessions_and_those_that_only_look_are_not_in_the_way(new_database, cluster, window):
@@ -236,7 +232,7 @@ def test_own_sessions_and_those_that_only_look_are_not_in_the_way(new_database, 
 def test_window_waits_for_what_a_killed_run_has_left(new_database, connect, cluster, window):
     database = new_database()
     left = psycopg.connect(cluster.conninfo(database), application_name="runbook:killed:migrate")
-    opening = Background(lambda: window(database, lock_wait=20))
+    opening = Background(lambda: window(database))
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'runbook:r:maintenance'"
     wait_until(lambda: connect("postgres").execute(waiting, [database]).fetchone()[0])
     left.close()

@@ -47,6 +47,13 @@ def test_missing_database_fails_only_where_it_must_exist(look):
     assert look("not_there_yet", database_required=False)[0] == []
 
 
+def test_what_only_verification_needs_is_asked_for_before(new_database, look, monkeypatch):
+    monkeypatch.setattr(_preflight, "HAS_YAML", False)
+    (row,), _facts = look(new_database())
+    assert (row.check, row.status) == ("libraries", "failed")
+    assert "PyYAML is missing" in row.detail
+
+
 @pytest.mark.parametrize(
     ("changes", "check", "told"),
     [

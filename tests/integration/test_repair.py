@@ -25,7 +25,7 @@ def fix(cluster, roles, tmp_path):
             "set_role": roles.owner,
             "project": "settler",
             "ledger_schema": "runbook",
-            "lock_wait": 5.0,
+            "lock_wait": 60,
             **changes,
         }
         return call_module("repair", arguments, check=check)

@@ -1,10 +1,12 @@
-"""Restores on servers of their own: of another major, which works on a newer one only, and one that crashes."""
+"""Backups and restores on servers of their own: of another major, which works on a newer one only; killed ones."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -14,11 +16,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from psycopg import sql
 
-from tests.support import call_module, login, start_module, wait_until
+from tests.integration.test_rollback import content, named, readable, swap_back
+from tests.support import call_module, defaults_of, login, run_module, start_module, wait_until
 from tools import majors
 from tools.cluster import Cluster
+from tools.processes import servers_of
 
 SCHEMA = """
 CREATE TABLE tenants (id int PRIMARY KEY, name text NOT NULL, at timestamptz DEFAULT '2026-01-01 00:00+00');
@@ -28,14 +33,16 @@ CREATE INDEX ON tenants (lower(name));
 INSERT INTO tenants SELECT n, 'tenant ü ' || n FROM generate_series(1, 50) n;
 INSERT INTO jobs (tenant_id) SELECT n % 50 + 1 FROM generate_series(1, 200) n;
 """
+CHANCE = random.SystemRandom()
 
 
 @pytest.fixture
 def other(request):
-    """Yield a cluster of another major, with the database's owner."""
+    """Yield a cluster of another major, or for 0 one more of the machine's own PostgreSQL."""
     folder = Path(tempfile.mkdtemp(prefix="settler-pytest-other-", dir="/tmp"))
     folder.chmod(0o711)
-    made = Cluster(folder / "cluster", fsync=False, port=55101, binaries=majors.ensure(request.param))
+    binaries = majors.ensure(request.param) if request.param else None
+    made = Cluster(folder / "cluster", fsync=False, port=55101, binaries=binaries)
     try:
         made.up()
         yield made
@@ -65,11 +72,13 @@ def call(module, cluster, folder, how=call_module, **changes):
     own = {
         "backup": {"compression": "gzip:1", "lock_timeout": 10, "keep": 0, "keep_days": 0.0},
         "drill": {"state": "present", "src": None, "facts": {}},
+        "snapshot": {"state": "present", "keep_hours": 24.0, "max_bytes": 2**31},
         "restore": {"run_id": "x1", "method": "auto", "confirm": "across", "accept_data_loss": True},
     }[module]
     arguments = usual | own | changes
     if how is not call_module:
-        arguments = {key: value for key, value in arguments.items() if value is not None}
+        known = {*defaults_of(module), *login(cluster, "across")}
+        arguments = {key: value for key, value in arguments.items() if value is not None and key in known}
     return how(module, arguments)
 
 
@@ -133,11 +142,11 @@ def test_server_that_crashes_in_the_middle_of_a_restore_has_its_database_afterwa
     after = seen()
     with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
         process = call("restore", other, tmp_path, how=start_module, run_id="dies")
-        pid = wait_until(pids, timeout=60)[0]
+        pid = wait_until(pids, timeout=120)[0]
         os.kill(pid, signal.SIGKILL)
-    output, _errors = process.communicate(timeout=60)
+    output, _errors = process.communicate(timeout=1200)
     assert json.loads(output)["failed"]
-    wait_until(lambda: is_back(other), timeout=30)
+    wait_until(lambda: is_back(other), timeout=120)
     assert seen() == after
 
     result = call("restore", other, tmp_path, lost_directory=str(tmp_path / "lost"), only_run="", src=None,
@@ -154,6 +163,106 @@ def is_back(cluster):
             return True
     except psycopg.OperationalError:
         return False
+
+
+# The whole server is killed
+
+
+def fill_for_crashes(cluster):
+    """Make a database that takes some time; pages are written so that a kill in the middle of one does no harm."""
+    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
+        server.execute("ALTER SYSTEM SET full_page_writes = on")
+        server.execute("SELECT pg_reload_conf()")
+    fill(cluster)
+    with psycopg.connect(cluster.conninfo("across"), autocommit=True) as session:
+        session.execute(
+            "INSERT INTO tenants SELECT n, md5(n::text) || repeat('x', 60) FROM generate_series(100, 30000) n"
+        )
+        session.execute("CHECKPOINT")
+
+
+def seconds_of(call_it):
+    began = time.monotonic()
+    result = call_it()
+    assert not result.get("failed"), result
+    return time.monotonic() - began
+
+
+def killed_in(process, cluster, seconds):
+    """Kill every process of the server so long after a module was started; return what the module says of it."""
+    time.sleep(seconds)
+    for pid in servers_of(cluster.data):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    output, errors = process.communicate(timeout=1200)
+    assert "Traceback" not in output + errors, output + errors
+    cluster.up()
+    return json.loads(output)
+
+
+def moments(whole):
+    """Return ten moments of what takes so long; before them only Python starts."""
+    return [whole * (0.3 + 0.07 * number) * CHANCE.uniform(0.95, 1.05) for number in range(10)]
+
+
+@pytest.mark.parametrize("other", [0], indirect=True)
+def test_server_killed_at_ten_moments_of_a_backup_leaves_its_data_and_no_half_backup(other, tmp_path):
+    def connect(name):
+        return psycopg.connect(other.conninfo(name), autocommit=True)
+
+    fill_for_crashes(other)
+    before = content(connect, "across")
+    whole = seconds_of(lambda: call("backup", other, tmp_path, how=run_module))
+    home, failures = tmp_path / "backups" / "across", 0
+    for number, seconds in enumerate(moments(whole)):
+        process = call("backup", other, tmp_path, how=start_module, run_id=f"dies{number}")
+        told = killed_in(process, other, seconds)
+        failures += bool(told.get("failed"))
+        assert (home / f"dies{number}").exists() != bool(told.get("failed"))
+        assert content(connect, "across") == before
+        for backup in home.glob("[!.]*"):
+            _manifest.check_files(backup, _manifest.read_manifest(backup))
+    assert failures, "no kill came in time"
+    assert seconds_of(lambda: call("backup", other, tmp_path, run_id="last")) < 20
+    assert call("drill", other, tmp_path)["path"] == str(home / "last")
+    assert [path.name for path in home.glob(".*")] == [".lock"]
+
+
+@pytest.mark.parametrize("other", [0], indirect=True)
+@pytest.mark.parametrize("way", ["dump", "snapshot"])
+def test_server_killed_at_ten_moments_of_a_rollback_has_the_old_or_the_new_database(other, tmp_path, way):
+    def connect(name):
+        return psycopg.connect(other.conninfo(name), autocommit=True)
+
+    fill_for_crashes(other)
+    assert not call("backup" if way == "dump" else "snapshot", other, tmp_path).get("failed")
+    with connect("postgres") as server:
+        mark = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = 'across_snapshot_r1'"
+        comment = server.execute(mark).fetchone()
+    before = content(connect, "across")
+    with connect("across") as session:
+        session.execute("UPDATE tenants SET name = 'changed' WHERE id = 1; DELETE FROM jobs WHERE id = 7")
+    after = content(connect, "across")
+    whole = seconds_of(lambda: call("restore", other, tmp_path, how=run_module, run_id="whole"))
+    with connect("postgres") as server:
+        swap_back(server, "across", "whole", comment)
+    failures = 0
+    for number, seconds in enumerate(moments(whole)):
+        run_id = f"dies{number}"
+        told = killed_in(call("restore", other, tmp_path, how=start_module, run_id=run_id), other, seconds)
+        failures += bool(told.get("failed"))
+        with connect("postgres") as server:
+            if f"across_failed_{run_id}" in named(server, "across"):
+                assert readable(server, connect, "across") == before
+                assert readable(server, connect, f"across_failed_{run_id}") == after
+                swap_back(server, "across", run_id, comment)
+            else:
+                assert readable(server, connect, "across") == after
+    assert failures, "no kill came in time"
+    assert seconds_of(lambda: call("restore", other, tmp_path)) < 20
+    assert content(connect, "across") == before
+    assert content(connect, "across_failed_x1") == after
+    assert databases(other) == {"postgres", "template0", "template1", "across", "across_failed_x1"}
 
 
 @pytest.mark.parametrize("other", [16], indirect=True)

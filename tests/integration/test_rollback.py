@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _manifest, _rollback, _swap
+from ansible_collections.settler.runbook.plugins.module_utils import _manifest, _rollback, _snapshot, _swap
 from psycopg import sql
 
-from tests.support import as_migrator, call_module, login, run_module, start_module, wait_until
+from tests.support import as_migrator, call_module, defaults_of, login, run_module, start_module, wait_until
 
 SCHEMA = """
 SET ROLE settler_owner;
@@ -31,26 +31,7 @@ INSERT INTO jobs SELECT n, n % 5 + 1, 'note ' || n FROM generate_series(1, 300) 
 INSERT INTO "Odd/näme" VALUES (1, 'one'), (1, 'one'), (2, 'two');
 """
 CHANCE = random.SystemRandom()
-
-
-@pytest.fixture(autouse=True)
-def tidy_server(cluster):
-    """Drop what a test leaves beside its databases."""
-
-    def names(server):
-        return {row[0] for row in server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate")}
-
-    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
-        before = names(server)
-        yield
-        for name in names(server) - before:
-            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-@pytest.fixture
-def server(cluster):
-    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as session:
-        yield session
+pytestmark = pytest.mark.usefixtures("tidy_server")
 
 
 @pytest.fixture
@@ -77,6 +58,7 @@ def call(cluster, roles, tmp_path):
             "client_bin": cluster.state.bin, "jobs": 1, "progress_file": None,
         },
         "snapshot": {"state": "present", "keep_hours": 24.0, "max_bytes": 2**31},
+        "snapshot_info": {},
         "drill": {
             "state": "present", "directory": str(tmp_path / "backups"), "src": None, "facts": {},
             "client_bin": cluster.state.bin, "jobs": 1,
@@ -86,9 +68,8 @@ def call(cluster, roles, tmp_path):
     def run(module, dbname, how=call_module, check=False, **changes):
         arguments = as_migrator(cluster, roles, dbname) | usual | own[module] | changes
         if how is not call_module:
-            arguments = {key: value for key, value in arguments.items() if value is not None}
-            taken = {"snapshot": ("set_role",), "backup": (), "restore": (), "drill": ()}[module]
-            arguments = {key: value for key, value in arguments.items() if key not in taken}
+            known = {*defaults_of(module), *login(cluster, dbname)}
+            arguments = {key: value for key, value in arguments.items() if value is not None and key in known}
         return how(module, arguments, check=check)
 
     return run
@@ -191,6 +172,59 @@ def test_only_our_own_snapshots_are_dropped_and_only_after_their_time(call, data
     assert named(server, f"{database}_") == kept
 
 
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_copy_that_could_not_be_marked_any_more_is_dropped_by_the_next_run(call, database, server, state, new_database):
+    """Killed between CREATE DATABASE and COMMENT."""
+    template = sql.Identifier(new_database())
+    half, theirs = f"{database}_snapshot_dead", f"{database}_snapshot_theirs"
+    for name, options in ((half, "ALLOW_CONNECTIONS false CONNECTION LIMIT 0"), (theirs, "ALLOW_CONNECTIONS false")):
+        make = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER settler_owner " + options)
+        server.execute(make.format(sql.Identifier(name), template))
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    assert call("snapshot", database, state=state, check=True)["dropped"] == [half]
+    assert call("snapshot", database, state=state)["dropped"] == [half]
+    assert named(server, f"{database}_") == [*([f"{database}_snapshot_r1"] if state == "present" else []), theirs]
+
+
+def test_snapshot_that_is_killed_before_its_mark_is_known_by_how_it_came_into_being(
+    call, database, server, monkeypatch
+):
+    """What a kill leaves at that point: set_mark is never reached."""
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    monkeypatch.setattr(_snapshot, "set_mark", lambda *_arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        call("snapshot", database, run_id="dead")
+    monkeypatch.undo()
+    assert named(server, f"{database}_") == [f"{database}_snapshot_dead"]
+    assert call("snapshot", database)["dropped"] == [f"{database}_snapshot_dead"]
+    assert named(server, f"{database}_") == [f"{database}_snapshot_r1"]
+
+
+def test_snapshots_are_listed_with_age_and_size(call, database, server):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot", database, keep_hours=3.0)
+    call("snapshot", database, run_id="r2", keep_hours=0.0)
+    listed = call("snapshot_info", database)["snapshots"]
+    assert {one["name"]: (one["keep_hours"], one["expired"]) for one in listed} == {
+        f"{database}_snapshot_r1": (3.0, False), f"{database}_snapshot_r2": (0.0, True),
+    }  # fmt: skip
+    for one in listed:
+        assert 0 <= one["age_hours"] < 0.1
+        assert one["bytes"] > 5_000_000
+
+
+def test_settings_in_a_snapshots_mark_are_not_kept_of_a_failed_run(call, database, server, cluster, roles, tmp_path):
+    server.execute(sql.SQL("ALTER DATABASE {} SET app.signing = 'v-hidden'").format(sql.Identifier(database)))
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot", database)
+    folder = tmp_path / "kept"
+    of_run = {"directory": str(folder), "run_id": "r1", "since": "2026-01-01T00:00:00+00:00"}
+    call_module("diagnostics", as_migrator(cluster, roles, database) | of_run)
+    texts = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert f'"settler.runbook: snapshot of {database}, run r1"' in texts["sizes.json"]
+    assert [name for name, text in texts.items() if "v-hidden" in text] == []
+
+
 # What would be lost
 
 
@@ -261,6 +295,34 @@ def test_row_written_until_the_last_moment_stops_the_swap(call, database, connec
     assert named(server, f"{database}_failed") == []
 
 
+# How long it takes
+
+
+def test_minutes_are_those_of_a_drill_for_the_size_or_twice_the_dump(call, database, tmp_path):
+    def told(run_id):
+        source = tmp_path / "backups" / database / run_id
+        return call("restore", database, check=True, src=str(source))
+
+    def rewrite(run_id, **changes):
+        folder = tmp_path / "backups" / database / run_id
+        text = _manifest.seal({**_manifest.read_manifest(folder), **changes})
+        (folder / "manifest.json").write_text(text, encoding="utf-8")
+
+    for run_id in ("small", "large"):
+        call("backup", database, run_id=run_id)
+    rewrite("large", size=4_000_000_000, duration_s=150)
+    rewrite("small", size=1_000_000_000, duration_s=30)
+    assert told("large")["minutes"] == 5
+    assert "about 5 minutes (estimated as twice the dump, because no drill has measured it)" in told("large")["way"]
+    proof = {"counts_match": True, "minutes": 3.0}
+    _manifest.write_proof(tmp_path / "backups" / database / "small", proof)
+    assert told("large")["minutes"] == 12
+    assert "about 12 minutes (estimated by the drill of small, for its size)" in told("large")["way"]
+    assert "about 3 minutes (measured by its drill)" in told("small")["way"]
+    rewrite("small", environment="other")
+    assert told("large")["minutes"] == 5
+
+
 # Which backup
 
 
@@ -307,7 +369,7 @@ def test_pgbackrest_backup_is_only_told(call, database, server):
 
 
 def test_server_that_lacks_a_role_is_refused_before_anything_is_made(call, database, connect, server):
-    server.execute("CREATE ROLE auditor")
+    server.execute("CREATE ROLE auditor LOGIN IN ROLE settler_app")
     try:
         with connect(database) as session:
             session.execute("GRANT SELECT ON jobs TO auditor")
@@ -319,6 +381,15 @@ def test_server_that_lacks_a_role_is_refused_before_anything_is_made(call, datab
     told = call("restore", database, confirm=database, accept_data_loss=True)
     assert told["missing_roles"] == ["auditor"]
     assert named(server, f"{database}_") == []
+    server.execute(told["hint"].rpartition("makes them by: ")[2])
+    try:
+        assert call("restore", database, confirm=database, accept_data_loss=True)["method"] == "dump"
+        about = "SELECT rolcanlogin, rolcreatedb, pg_has_role(oid, 'settler_app', 'MEMBER') FROM pg_roles"
+        assert server.execute(f"{about} WHERE rolname = 'auditor'").fetchone() == (True, False, True)
+    finally:
+        for name in named(server, database):
+            connect(name).execute("DROP OWNED BY auditor")
+        server.execute("DROP ROLE auditor")
 
 
 def test_server_that_lacks_an_extension_or_is_older_is_refused(call, database, server):

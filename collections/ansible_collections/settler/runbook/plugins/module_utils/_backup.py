@@ -238,12 +238,11 @@ def _content(connection: psycopg.Connection[t.Any], options: Options) -> dict[st
     """Return what the manifest says of the database, and its catalogue, in the snapshot of the dump."""
     rows = row_counts(connection)
     catalogue = snapshot(connection)
-    ledger = [row.version for row in Ledger(connection, options.ledger_schema).rows() if row.version and not row.folder]
     return {
         "properties": properties(connection),
         "roles": referenced_roles(connection),
         **needs(connection),
-        "ledger_head": max(ledger, key=int, default=None),
+        "ledger_head": Ledger(connection, options.ledger_schema).head(),
         "catalogue": catalogue,
         "catalogue_digest": digest(catalogue),
         "tables": rows,

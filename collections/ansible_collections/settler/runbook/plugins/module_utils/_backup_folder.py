@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import grp
 import os
 import pwd
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._private import take_lock
 
 _PATIENCE_S = 5.0  # for processes that were killed to be gone
 
@@ -99,7 +99,7 @@ def only_one(home: Path) -> t.Iterator[t.TextIO]:
     path = home / ".lock"
     path.touch(mode=0o600)
     with path.open("r+", encoding="ascii") as lock:
-        if not _take(lock.fileno()):
+        if not take_lock(lock.fileno()):
             raise RunbookError(f"{home}: another backup is being written", hint="Wait for it, then run again.")
         yield lock
 
@@ -126,7 +126,7 @@ def half_made(folder: Path, lock: t.TextIO) -> t.Iterator[HalfMade]:
     folder.mkdir(mode=0o700)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _take(descriptor)
+        take_lock(descriptor)
         yield HalfMade(folder, descriptor, lock)
     finally:
         os.close(descriptor)
@@ -141,7 +141,7 @@ def remove_leftovers(home: Path, lock: t.TextIO) -> None:
     for leftover in home.glob(".*.partial"):
         descriptor = os.open(leftover, os.O_RDONLY)
         try:
-            if not _take(descriptor):
+            if not take_lock(descriptor):
                 _end_orphans(leftover, descriptor, lock)
             shutil.rmtree(leftover)
         finally:
@@ -155,15 +155,6 @@ def remove_whole(backup: Path) -> None:
     shutil.rmtree(leftover)
 
 
-def _take(descriptor: int) -> bool:
-    """Take the lock of an open file, unless another one has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _end_orphans(leftover: Path, descriptor: int, lock: t.TextIO) -> None:
     """End the group that is noted in the lock; while it has the folder's lock, no other group can have its number."""
     lock.seek(0)
@@ -172,7 +163,7 @@ def _end_orphans(leftover: Path, descriptor: int, lock: t.TextIO) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(int(group), signal.SIGKILL)
     deadline = time.monotonic() + _PATIENCE_S
-    while not _take(descriptor):
+    while not take_lock(descriptor):
         if time.monotonic() > deadline:
             raise RunbookError(
                 f"{leftover}: the pg_dump of a run that was killed still writes (process group {group or 'unknown'})",

@@ -19,10 +19,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import (
     from_postgres,
     hint_for,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._private import private_folder
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 #: The database that is always there: for CREATE and ALTER DATABASE, and to ask whether another one exists.
 MAINTENANCE_DB = "postgres"
+
+#: Folders of password files.
+_PASSFILES = ".settler-runbook-*.pgpass"
 
 #: What every session of the runbook sets for itself, whatever ALTER ROLE or ALTER DATABASE have set.
 SESSION_SETTINGS: dict[str, tuple[int, str]] = {  # name: (first server version, value)
@@ -238,8 +242,8 @@ def client_environment(params: t.Mapping[str, t.Any]) -> t.Iterator[dict[str, st
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     parameters = libpq_parameters(params)
-    with tempfile.TemporaryDirectory(prefix="runbook-") as folder:
-        passfile = Path(folder) / "pgpass"
+    with private_folder(Path(tempfile.gettempdir()), _PASSFILES) as folder:
+        passfile = folder / "pgpass"
         escaped = str(params.get("login_password") or "").replace("\\", "\\\\").replace(":", "\\:")
         passfile.touch(mode=0o600)
         passfile.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8")

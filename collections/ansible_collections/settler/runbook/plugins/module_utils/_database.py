@@ -103,6 +103,33 @@ def referenced_roles(connection: psycopg.Connection[t.Any]) -> list[dict[str, t.
         return cursor.execute(_ROLES).fetchall()
 
 
+def role_statements(roles: t.Iterable[t.Mapping[str, t.Any]], wanted: t.Collection[str]) -> str:
+    """Return the SQL by which a superuser makes roles as they were, with their memberships and without passwords."""
+    known = {role["name"]: role for role in roles}
+    statements = []
+    for name in wanted:
+        role = known.get(name, {})
+        attributes = [word for key, word in _ATTRIBUTES.items() if role.get(key)]
+        attributes += ["NOINHERIT"] if role.get("inherit") is False else []
+        text = sql.SQL(" ").join([sql.SQL("CREATE ROLE {}").format(sql.Identifier(name)), *map(sql.SQL, attributes)])
+        statements.append(text.as_string(None) + ";")
+    for name in wanted:
+        for group in known.get(name, {}).get("member_of", ()):
+            grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(name))
+            statements.append(grant.as_string(None) + ";")
+    return " ".join(statements)
+
+
+_ATTRIBUTES: dict[str, t.LiteralString] = {
+    "login": "LOGIN",
+    "superuser": "SUPERUSER",
+    "createdb": "CREATEDB",
+    "createrole": "CREATEROLE",
+    "bypassrls": "BYPASSRLS",
+    "replication": "REPLICATION",
+}
+
+
 def row_counts(connection: psycopg.Connection[t.Any]) -> dict[str, int]:
     """Return the exact number of rows of every table, in the transaction's snapshot."""
     tables = connection.execute(_TABLES).fetchall()
@@ -219,7 +246,8 @@ def _set(
     """Give a database, or a role in it, one setting.
 
     Raises:
-        RunbookError: this role may not; named, because a setting must not be lost in silence.
+        RunbookError: this role may not, or the server does not take it; named, because a setting must not be lost in
+            silence. Its value is not told: it may be a secret.
     """
     name = sql.Identifier(*parameter.split("."))
     superuser = connection.info.parameter_status("is_superuser") == "on"
@@ -230,10 +258,17 @@ def _set(
         connection.execute("RESET ROLE")
     except psycopg.errors.InsufficientPrivilege as error:
         raise RunbookError(
-            f"the backup has the setting {parameter} = {value}, which this role may not give: {describe(error)}",
+            f"the backup has the setting {parameter}, which this role may not give: {describe(error)}",
             hint=f"Restore as a superuser, or let one GRANT SET ON PARAMETER {parameter} (15 and newer).",
             sqlstate=error.sqlstate,
-        ) from error
+        ) from None
+    except psycopg.Error as error:  # its text has the value
+        raise RunbookError(
+            f"the backup has the setting {parameter}, whose value this server does not take ({error.sqlstate})",
+            hint=f"The manifest's properties have it. ALTER DATABASE … RESET {parameter} in the original, or a server "
+            "that knows it.",
+            sqlstate=error.sqlstate,
+        ) from None
 
 
 #: Settings that are lists of names: quoted as one string they would become one name.

@@ -50,9 +50,10 @@ WHERE c.relkind IN ('r', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'informat
 ORDER BY bytes DESC LIMIT 100
 """
 
-_DATABASES = """
+#: What a snapshot's comment keeps has the settings of the database, which may be secrets.
+_DATABASES = r"""
 SELECT datname AS database, pg_get_userbyid(datdba) AS owner, datallowconn AS allows_connections,
-    shobj_description(oid, 'pg_database') AS comment,
+    regexp_replace(shobj_description(oid, 'pg_database'), '^(settler\.runbook: [^;]*); .*', '\1') AS comment,
     CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) END AS bytes
 FROM pg_catalog.pg_database ORDER BY 1
 """
@@ -67,10 +68,13 @@ FROM (SELECT pg_current_logfile() AS file) f, LATERAL pg_stat_file(f.file) s
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|conninfo|_command$|ssl_key", re.IGNORECASE)
 #: A word such as PASSWORD and the value after it.
 _NAMED = r"\b((?:password|passphrase|passwd|secret|token)\b[\"']?\s*[=:]?\s*)(?:E?'(?:[^']|'')*'|[^\s,;)]+)"
+#: A name that ends in such a word, and its value.
+_SETTING = r"\b([\w.]*(?:password|passphrase|passwd|secret|token)[\"']?\s*[=:]\s*)(?:E?'(?:[^']|'')*'|[^\s,;)\]\"]+)"
 _SECRETS = (
     (re.compile(r"(://[^\s:/@]+:)[^\s@]+@"), r"\1***@"),
     (re.compile(r"SCRAM-SHA-256\$[^\s'\"]+|\bmd5[0-9a-f]{32}\b"), "***"),
     (re.compile(_NAMED, re.IGNORECASE), r"\1***"),
+    (re.compile(_SETTING, re.IGNORECASE), r"\1***"),
 )
 
 

@@ -128,8 +128,22 @@ def nodes(tree: t.Any, *kinds: type) -> t.Iterator[t.Any]:
         elif isinstance(part, ast.Node):
             if isinstance(part, kinds):
                 yield part
-            values = [getattr(part, attribute) for attribute in part]
-            waiting.extend([value for value in reversed(values) if isinstance(value, (tuple, ast.Node))])
+            kind: t.Any = type(part)
+            for attribute in _branches(kind):
+                value = getattr(part, attribute)
+                if value is not None:
+                    waiting.append(value)
+
+
+@functools.cache
+def _branches(kind: type) -> tuple[str, ...]:
+    """Return the attributes of a kind of node that can hold others, last first: most hold words and numbers."""
+    slots: dict[str, t.Any] = kind.__slots__  # type: ignore[attr-defined]
+    return tuple(
+        name
+        for name, (_c_type, types, _adaptor) in reversed(slots.items())
+        if any(issubclass(one, (tuple, ast.Node)) for one in (types if isinstance(types, tuple) else (types,)))
+    )
 
 
 def lock_class(node: t.Any) -> str:

@@ -11,7 +11,6 @@ checksums are those of the encrypted files. What could tell a value is taken out
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._keys import check_identity, in_parallel, opened_tool
 from ansible_collections.settler.runbook.plugins.module_utils._pgbackrest import METHOD
+from ansible_collections.settler.runbook.plugins.module_utils._private import private_folder, remove_abandoned
 
 METHODS = ("none", "age", "gpg")
 
@@ -35,7 +35,8 @@ METHODS = ("none", "age", "gpg")
 PRIVATE = ("properties",)
 
 _PRIVATE_FILE = "private.json"
-_PLAIN = ".runbook-{}.plain"
+_PLAIN = ".runbook-*.plain"
+_TRIAL = ".settler-runbook-*.trial"
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ def prove(encryption: Encryption, identity: Path | None, *, must_open: bool) -> 
             hint="Set rollback_identity to the file of the private key, or backup_snapshot: true.",
         )
     with (
-        tempfile.TemporaryDirectory(prefix="settler-runbook-") as name,
+        private_folder(Path(tempfile.gettempdir()), _TRIAL) as folder,
         opened_tool(encryption.method, encryption.recipients, identity) as tool,
     ):
-        plain, closed, again = (Path(name) / part for part in ("plain", "closed", "again"))
+        plain, closed, again = (folder / part for part in ("plain", "closed", "again"))
         plain.write_text("settler", encoding="ascii")
         tool.encrypt(plain, closed)
         if identity is not None:
@@ -152,7 +153,11 @@ def opened(source: Path, identity: Path | None, jobs: int) -> t.Iterator[Path]:
     method, readers = method_of(manifest), _readers(manifest)
     _manifest.check_files(source, manifest)
     place = source.parent if os.access(source.parent, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-    with opened_tool(method, (), identity) as tool, _private_folder(place, source.name) as folder:
+    with (
+        opened_tool(method, (), identity) as tool,
+        private_folder(place, _PLAIN, f"{source.name}-") as folder,
+        _ended_by_signals(),
+    ):
         need, free = sum(file["size"] for file in manifest["files"].values()), shutil.disk_usage(folder).free
         if free < need:
             raise RunbookError(
@@ -198,37 +203,9 @@ def _check_recipients(encryption: Encryption) -> None:
         )
 
 
-@contextlib.contextmanager
-def _private_folder(place: Path, name: str) -> t.Iterator[Path]:
-    """Yield a folder of our own that is removed in the end, also by a signal; its lock says that it is in use."""
-    remove_plain(place)
-    before, after = _PLAIN.split("{}")
-    folder = Path(tempfile.mkdtemp(prefix=f"{before}{name}-", suffix=after, dir=place))
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        with _ended_by_signals():
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
-
-
 def remove_plain(place: Path) -> None:
     """Remove decrypted copies that killed restores have left: those that nobody holds."""
-    for folder in place.glob(_PLAIN.format("*")):
-        try:
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # gone by now, or no folder of ours
-            continue
-        try:
-            if os.fstat(handle).st_uid == os.geteuid():
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(handle)
+    remove_abandoned(place, _PLAIN)
 
 
 @contextlib.contextmanager

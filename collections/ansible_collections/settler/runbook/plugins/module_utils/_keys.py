@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._private import private_folder
 
 _AGE_KEY = re.compile(r"age1[0-9a-z]{50,}|ssh-(?:ed25519|rsa) [A-Za-z0-9+/=]+(?: .*)?")
 _PGP_KEY = re.compile(r"-----BEGIN PGP PUBLIC KEY BLOCK-----.*?-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
+_HOME = ".settler-runbook-*.gpg"
 _PRIVATE = re.compile(r"AGE-SECRET-KEY-1|PRIVATE KEY(?: BLOCK)?-----", re.IGNORECASE)
 
 
@@ -176,15 +178,14 @@ def _gpg(home: Path, texts: t.Sequence[str], identity: Path | None) -> Tool:
 @contextlib.contextmanager
 def _gpg_home() -> t.Iterator[Path]:
     """Yield a private home of GnuPG, in memory where that can be, and end its agent afterwards."""
-    memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of our own in it
-    place = memory if os.access(memory, os.W_OK | os.X_OK) else None
-    home = Path(tempfile.mkdtemp(prefix="settler-runbook-", dir=place))
-    try:
-        yield home
-    finally:
-        with contextlib.suppress(OSError):
-            subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], capture_output=True, check=False)
-        shutil.rmtree(home, ignore_errors=True)
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
+    place = memory if os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    with private_folder(place, _HOME) as home:
+        try:
+            yield home
+        finally:
+            with contextlib.suppress(OSError):
+                subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], capture_output=True, check=False)
 
 
 def _need(program: str, packages: str) -> None:

@@ -18,7 +18,7 @@ import json
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._files import CHECKSUM_ALGORITHM, MigrationFile
-from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow
+from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow, newest
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
 
 _TABLES = """
@@ -89,7 +89,7 @@ VALUES (%(file)s, %(version)s, %(name)s, %(kind)s, %(state)s, %(checksum)s, {alg
     %(statements)s, %(attempts)s, session_user, current_user, {os_user}, {job_id}, {run_id}, pg_backend_pid(),
     current_database(), {server_version}, {system_identifier}, %(lsn_before)s::pg_lsn, pg_current_wal_insert_lsn(),
     %(restore_point)s){again}
-RETURNING pg_current_xact_id()::text, {touched}
+RETURNING {touched}
 """
 #: Of a file that has a row. All others do without: it is a third of what the statement costs.
 _AGAIN = """
@@ -119,6 +119,7 @@ class Ledger:
         self._server: dict[str, str] | None = None
         self._with_row: set[str] | None = None  # files that have a row, once they were read
         self._queries: dict[tuple[t.Any, ...], bytes] = {}
+        self._binder = psycopg.ClientCursor(connection)  # binds here, so that several statements go as one
 
     def _compose(self, query: str) -> sql.Composed:
         return sql.SQL(query).format(schema=sql.Identifier(self.schema))
@@ -170,6 +171,10 @@ class Ledger:
         rows = [LedgerRow(*row) for row in found]
         self._with_row = {row.file for row in rows}
         return rows
+
+    def head(self) -> str | None:
+        """Return the newest version that is applied, not counting optional folders; None where there is none."""
+        return newest([row for row in self.rows() if row.state == "applied" and not row.folder])
 
     def applied(self) -> list[dict[str, t.Any]]:
         """Return the files with all that is known of them, oldest first."""
@@ -225,7 +230,13 @@ class Ledger:
             from_database=origin[1],
         )
 
-    def record(
+    def record(self, file: MigrationFile, event: str, **facts: t.Any) -> None:
+        """Write a file's row and its event in one round trip; the arguments are those of M(recording)."""
+        self.connection.execute(self.recording(file, event, **facts))
+        if self._with_row is not None:
+            self._with_row.add(file.file)
+
+    def recording(
         self,
         file: MigrationFile,
         event: str,
@@ -239,12 +250,11 @@ class Ledger:
         lsn_before: str | None = None,
         restore_point: str | None = None,
         detail: t.Mapping[str, t.Any] | None = None,
-        before: bytes = b"",
         touched: bool = False,
-    ) -> tuple[str, list[int]]:
-        """Write a file's row and its event in one round trip, which the statements of C(before) can share.
+    ) -> bytes:
+        """Return the statement that writes a file's row and its event.
 
-        Returns the transaction's id and, if C(touched), the OIDs of the relations that it has locked for writing.
+        It answers with the OIDs of the relations that the transaction has locked for writing, if C(touched).
         """
         values = {
             "file": file.file,
@@ -262,13 +272,8 @@ class Ledger:
             "detail": json.dumps({"checksum": file.checksum, **(detail or {})}, ensure_ascii=False),
         }
         again = self._with_row is None or file.file in self._with_row
-        with psycopg.ClientCursor(self.connection) as cursor:  # binds here, so that several statements go as one
-            query = self._recording(run_id, job_id, bool(event), again, touched)
-            row = cursor.execute(before.replace(b"%", b"%%") + query, values).set_result(-1).fetchone()
-        assert row is not None
-        if self._with_row is not None:
-            self._with_row.add(file.file)
-        return row[0], row[1] or []
+        query = self._recording(run_id, job_id, bool(event), again, touched)
+        return self._binder.mogrify(query, values).encode()
 
     def _recording(self, run_id: str, job_id: str | None, event: bool, again: bool, touched: bool) -> bytes:
         """Return the statement that records a file; composed once a run, with all that is the same for each file."""

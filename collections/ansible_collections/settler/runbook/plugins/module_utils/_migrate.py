@@ -16,6 +16,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     reset,
     set_role,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH, MigrationFile
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan, assess, refuse_hazards
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
@@ -94,15 +95,11 @@ def migrate(
         with Watch(connection, options, outcome, say) as watch:
             key = key_of(connection, options)
             work = Work(connection, ledger, options, outcome, watch, key, restore_points)
-            for number, script in enumerate(scripts, 1):
-                watch.file(script.file.file, number, len(scripts))
-                ended = len(outcome.ended)
-                try:
-                    if not script.transactional:
-                        held()
-                    outcome.applied.append(_apply(work, script, scripts[number] if number < len(scripts) else None))
-                finally:
-                    _record_ended(work, script, ended)
+            try:
+                _apply_all(work, scripts, held)
+            except RunbookError:
+                work.flush()
+                raise
             if work.touched:
                 watch.file("after the files", len(scripts), len(scripts))
                 maintain(connection, work.touched, options, outcome, watch)
@@ -116,10 +113,23 @@ def _old_transactions(connection: psycopg.Connection[t.Any], options: Options) -
     return [f"an open transaction may hold locks that a file waits for: {describe_session(row)}" for row in found]
 
 
+def _apply_all(work: Work, scripts: t.Sequence[Script], held: t.Callable[[], None]) -> None:
+    """Apply one file after the other; C(held) asserts the run's lock before those that do not do so themselves."""
+    for number, script in enumerate(scripts, 1):
+        work.watch.file(script.file.file, number, len(scripts))
+        ended = len(work.outcome.ended)
+        try:
+            if not script.transactional:
+                held()
+            work.outcome.applied.append(_apply(work, script, scripts[number] if number < len(scripts) else None))
+        finally:
+            _record_ended(work, script, ended)
+
+
 def _apply(work: Work, script: Script, following: Script | None) -> Applied:
     """Apply a file in the way that it needs; C(following) is the next one."""
     if script.transactional:
-        return _transaction.apply(work, script, following)
+        return _transaction.apply(work, script, following if following and following.transactional else None)
     return _batch.apply(work, script) if script.file.kind == BATCH else _steps.apply(work, script)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
@@ -15,10 +16,15 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     database_argument_spec,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed, from_postgres
+from ansible_collections.settler.runbook.plugins.module_utils._private import remove_abandoned, take_lock
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import PSYCOPG_IMPORT_ERROR, psycopg
 
 if t.TYPE_CHECKING:
     import contextlib
+
+#: What the controller calls a file of progress, and for how long after its last line it may still read it.
+_PROGRESS = f"runbook-progress-{'[0-9a-f]' * 32}"
+_PROGRESS_SECONDS = 3600.0
 
 Work = t.Callable[[AnsibleModule], dict[str, t.Any]]
 
@@ -58,4 +64,7 @@ def teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], N
     except OSError:  # progress is a comfort, not a condition
         return None
     file = stack.enter_context(os.fdopen(handle, "a", encoding="utf-8", buffering=1))
+    take_lock(handle)
+    # the controller removes its file; where it was killed nobody does. It reads the last lines after the lock is free.
+    remove_abandoned(Path(path).parent, _PROGRESS, seconds=_PROGRESS_SECONDS)
     return lambda line: print(line, file=file)

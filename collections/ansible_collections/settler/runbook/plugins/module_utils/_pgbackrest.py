@@ -261,11 +261,7 @@ def _back_up(
         connection.execute("SELECT pg_switch_wal()")
         _wait_archived(connection, options, program, segment)
         set_role(connection, options.role)
-        ledger = [
-            entry.version
-            for entry in Ledger(connection, options.ledger_schema).rows()
-            if entry.version and not entry.folder
-        ]
+        head = Ledger(connection, options.ledger_schema).head()
         catalogue = digest(snapshot(connection))
         data = _data(connection, params, options)
     manifest = {
@@ -285,7 +281,7 @@ def _back_up(
         "restore_command": program.restore_command(made["label"], point),
         "client_version": made["backrest"]["version"],
         "compression": METHOD,
-        "ledger_head": max(ledger, key=int, default=None),
+        "ledger_head": head,
         "catalogue_digest": catalogue,
         "tables": {},
         "rows": 0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
+from ansible.module_utils.common.yaml import HAS_YAML
 from ansible_collections.settler.runbook.plugins.module_utils._backup_folder import check_private
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
     MAINTENANCE_DB,
@@ -100,7 +101,7 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
         the rows, and facts: C(server_version), C(server_major), C(exists), C(size_bytes), C(identity).
     """
     database = connect_if_exists(params, application="runbook:preflight")
-    rows = [_exists(params["login_db"], database is not None, wanted)]
+    rows = [_exists(params["login_db"], database is not None, wanted), _libraries()]
     connection = database or connect(params, dbname=MAINTENANCE_DB, application="runbook:preflight")
     with connection:
         major, version, standby, may_create, system, started = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
@@ -139,6 +140,15 @@ def _exists(database: str, exists: bool, wanted: Wanted) -> Row:
     if exists or not wanted.database_required:
         return Row("database", "ok", f"{database} {'exists' if exists else 'will be made'}")
     return Row("database", "failed", f"{database} does not exist", "playbooks/setup.yml makes it.")
+
+
+def _libraries() -> Row:
+    """Check for what only verification needs, at the end of the window: everything else is needed to come here."""
+    if HAS_YAML:
+        return Row("libraries", "ok", "PyYAML")
+    return Row(
+        "libraries", "failed", "PyYAML is missing on this host", "apt-get install python3-yaml, or pip install PyYAML."
+    )
 
 
 def _server(major: int, version: str, standby: bool) -> list[Row]:

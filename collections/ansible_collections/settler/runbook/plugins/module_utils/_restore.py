@@ -23,7 +23,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     database_argument,
     set_role,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._database import create_as, prepare_for_dump, row_counts
+from ansible_collections.settler.runbook.plugins.module_utils._database import (
+    create_as,
+    prepare_for_dump,
+    role_statements,
+    row_counts,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Fingerprint,
@@ -36,8 +41,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_again as fingerprints_again
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
-from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._swap import mark
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._swap import mark, set_mark
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, table_of
 
 if t.TYPE_CHECKING:
@@ -80,7 +85,8 @@ def check_target(connection: psycopg.Connection[t.Any], source: Path, manifest: 
         raise RunbookError(
             f"{source}: the server lacks {_counted(lacking, 'role')} that the backup refers to: {', '.join(lacking)}; "
             "nothing was touched",
-            hint="playbooks/create_database.yml makes the runbook's roles; others: CREATE ROLE as a superuser.",
+            hint="playbooks/create_database.yml makes the runbook's own roles. As they were, but without a password, a "
+            f"superuser makes them by: {role_statements(manifest['roles'], lacking)}",
             missing_roles=lacking,
         )
     spaces = {row[0] for row in connection.execute("SELECT spcname FROM pg_catalog.pg_tablespace")}
@@ -157,10 +163,7 @@ def create(
         create_as(connection, name, wanted)
     except psycopg.Error as error:
         raise from_postgres(error, f"cannot create database {name}") from error
-    database = sql.Identifier(name)
-    connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal(comment)))
-    connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(database))
-    connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
+    set_mark(connection, name, comment)
 
 
 def _load(params: t.Mapping[str, t.Any], how: How, name: str, server_major: int, client_major: int) -> None:

@@ -79,15 +79,16 @@ class Options:
 class Way:
     """The way back: C(method) is none, snapshot, dump or pgbackrest.
 
-    C(difference) is rows now minus rows then by table, C(changed) says of which tables values are others, C(lost) what
-    exactly would be lost, where both databases stand beside each other already.
+    C(measured) says how C(minutes) are known, C(difference) is rows now minus rows then by table, C(changed) says of
+    which tables values are others, C(lost) what exactly would be lost, where both databases stand beside each other
+    already.
     """
 
     method: str
     about: str
     at: str = ""
     minutes: float | None = None
-    proven: bool = False
+    measured: str = ""
     of_run: str = ""
     source: Path | None = None
     manifest: dict[str, t.Any] | None = None
@@ -122,7 +123,8 @@ def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
     copy = _snapshot_for(params, options)
     source, manifest = _newest(params, options)
     if copy and (manifest is None or copy.run_id == manifest["run_id"] or copy.at > manifest["snapshot_time"]):
-        way = Way("snapshot", f"swap in the snapshot {copy.name} of {copy.at}", copy.at, 0.1)
+        about = f"swap in the snapshot {copy.name} of {copy.at}"
+        way = Way("snapshot", about, copy.at, 0.1, "estimated: two renames")
         way.snapshot = copy
         if manifest and manifest["run_id"] == copy.run_id:
             way.catalogue_digest = manifest["catalogue_digest"]
@@ -140,14 +142,35 @@ def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
         return Way("pgbackrest", str(manifest.get("restore_command", "")), source=source, manifest=manifest)
     _manifest.check_files(source, manifest)
     proof = _manifest.read_proof(source)
-    way = Way("dump", "", manifest["snapshot_time"], source=source, manifest=manifest, proven=bool(proof))
+    way = Way("dump", "", manifest["snapshot_time"], source=source, manifest=manifest)
     way.catalogue_digest = manifest["catalogue_digest"]
-    way.minutes = round(proof["minutes"] if proof else 2 * manifest["duration_s"] / 60, 1)
+    way.minutes, way.measured = _minutes(params, options, manifest, proof)
     way.about = (
         f"restore the backup of {manifest['snapshot_time']} ({source.name}, "
         f"{'proven by a drill' if proof else 'whole by its checksums, not proven by a drill'})"
     )
     return way
+
+
+def _minutes(
+    params: t.Mapping[str, t.Any],
+    options: Options,
+    manifest: t.Mapping[str, t.Any],
+    proof: t.Mapping[str, t.Any] | None,
+) -> tuple[float, str]:
+    """Return how long a restore takes, and how that is known.
+
+    The drill of this very backup has measured it; that of another one of the same database, for its size. Without any
+    it is twice the dump, which reads what a restore has to write, index and compare.
+    """
+    if proof:
+        return round(proof["minutes"], 1), "measured by its drill"
+    rows = _manifest.list_backups(options.directory, params["login_db"]) if options.directory else []
+    for row in rows:
+        if row["proof"] and row["size"] and row["environment"] == manifest["environment"]:
+            minutes = row["proof"]["minutes"] * manifest["size"] / row["size"]
+            return round(minutes, 1), f"estimated by the drill of {row['run_id']}, for its size"
+    return round(2 * manifest["duration_s"] / 60, 1), "estimated as twice the dump, because no drill has measured it"
 
 
 def _committed(params: t.Mapping[str, t.Any], options: Options) -> bool:
@@ -278,8 +301,7 @@ def _session(params: t.Mapping[str, t.Any], options: Options, name: str) -> psyc
 def describe(way: Way) -> str:
     """Say which way it is, how long it takes, and what it would lose."""
     minutes = f"about {way.minutes:g} minutes" if way.minutes and way.minutes >= 0.2 else "some seconds"
-    how = "measured" if way.proven else "estimated"
-    lines = [f"{way.about}: {minutes} ({how})"]
+    lines = [f"{way.about}: {minutes} ({way.measured})"]
     if way.of_run:
         lines.append(f"  only run {way.of_run} could write since, and what it wrote stays in the failed database")
     elif way.lost is not None:

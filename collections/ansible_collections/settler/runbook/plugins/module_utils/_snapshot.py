@@ -22,7 +22,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import p
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._swap import SNAPSHOT, beside, mark, marked
+from ansible_collections.settler.runbook.plugins.module_utils._swap import (
+    SNAPSHOT,
+    beside,
+    mark,
+    only_one,
+    set_mark,
+    unmarked,
+)
 
 if t.TYPE_CHECKING:
     import datetime as dt
@@ -41,6 +48,14 @@ WHERE datname = %s AND usename IS NOT NULL AND pid <> pg_backend_pid() ORDER BY 
 """
 
 
+#: Who owns a database, or may connect to it, may know how large it is.
+_FOUND = """
+SELECT datname, shobj_description(oid, 'pg_database'), clock_timestamp(),
+    CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) END
+FROM pg_catalog.pg_database WHERE starts_with(shobj_description(oid, 'pg_database'), %s)
+"""
+
+
 @dataclass(frozen=True)
 class Options:
     """What to make. C(max_bytes) is the largest database that is copied, C(keep_hours) how long the copy stays."""
@@ -54,14 +69,21 @@ class Options:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that stands on the server."""
+    """A snapshot that stands on the server; C(bytes) is None where the role may not know."""
 
     name: str
     run_id: str
     environment: str
     at: str
-    expired: bool
+    age_hours: float
+    keep_hours: float
+    bytes: int | None
     properties: t.Mapping[str, t.Any]
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time has passed: the next run drops it."""
+        return self.age_hours >= self.keep_hours
 
 
 def look(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -75,12 +97,9 @@ def look(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
         assert row is not None
         size, data_directory = row
         checked = _check_space(params, size, data_directory, options)
-        ledger = [
-            row.version for row in Ledger(connection, options.ledger_schema).rows() if row.version and not row.folder
-        ]
         content = {
             "environment": options.environment,
-            "ledger_head": max(ledger, key=int, default=None),
+            "ledger_head": Ledger(connection, options.ledger_schema).head(),
             "properties": properties(connection),
         }
     return {
@@ -123,6 +142,7 @@ def take(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     name, content = looked["name"], looked.pop("content")
     database = params["login_db"]
     with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:snapshot") as connection:
+        only_one(connection, database)
         if any(snapshot.name == name for snapshot in found(connection, database)):
             return {**looked, "changed": False, "strategy": "", "duration_s": 0.0}
         _check_alone(connection, database)
@@ -132,12 +152,7 @@ def take(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
         ).fetchone()
         assert at is not None
         text = json.dumps({**content, "at": at[0], "keep_hours": options.keep_hours}, ensure_ascii=False)
-        connection.execute(
-            sql.SQL("COMMENT ON DATABASE {} IS {}").format(
-                sql.Identifier(name), sql.Literal(f"{mark(SNAPSHOT, database)}{options.run_id}; {text}")
-            )
-        )
-        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+        set_mark(connection, name, f"{mark(SNAPSHOT, database)}{options.run_id}; {text}")
     return {**looked, "changed": True, "strategy": strategy, "duration_s": round(time.monotonic() - started, 2)}
 
 
@@ -158,7 +173,7 @@ def _copy(connection: psycopg.Connection[t.Any], database: str, name: str, owner
     share them.
     """
     version = connection.info.server_version
-    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} ALLOW_CONNECTIONS false{}").format(
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} ALLOW_CONNECTIONS false CONNECTION LIMIT 0{}").format(
         sql.Identifier(name),
         sql.Identifier(database),
         sql.Identifier(owner),
@@ -181,16 +196,14 @@ def _copy(connection: psycopg.Connection[t.Any], database: str, name: str, owner
 
 def found(connection: psycopg.Connection[t.Any], database: str) -> list[Snapshot]:
     """Return the snapshots of a database, newest first; what cannot be read is none of ours."""
-    now = connection.execute("SELECT clock_timestamp()").fetchone()
-    assert now is not None
     snapshots = []
-    for name, comment in marked(connection, SNAPSHOT, database):
+    for name, comment, now, size in connection.execute(_FOUND, [mark(SNAPSHOT, database)]):
         run_id, _separator, text = comment.removeprefix(mark(SNAPSHOT, database)).partition("; ")
         try:
             content = json.loads(text)
-            expired = _age_hours(content["at"], now[0]) >= content["keep_hours"]
+            age, keep = _age_hours(content["at"], now), float(content["keep_hours"])
             snapshots.append(
-                Snapshot(name, run_id, content["environment"], content["at"], expired, content["properties"])
+                Snapshot(name, run_id, content["environment"], content["at"], age, keep, size, content["properties"])
             )
         except (ValueError, KeyError, TypeError):
             continue
@@ -202,17 +215,24 @@ def _age_hours(at: str, now: dt.datetime) -> float:
 
 
 def expire(params: t.Mapping[str, t.Any], run_id: str, *, own: bool, check: bool = False) -> list[str]:
-    """Drop the snapshots of a database whose time has passed; return their names.
+    """Drop the snapshots of a database whose time has passed, or that a killed run left half made; return their names.
 
     Args:
         params: the module's options.
         run_id: of this run.
         own: drop also this run's, because it is over.
         check: only return the names.
+
+    Raises:
+        RunbookError: a rollback, which may be about to swap one in, or another snapshot does not end.
     """
+    database = params["login_db"]
     with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{run_id}:snapshot") as connection:
-        names = [snapshot.name for snapshot in found(connection, params["login_db"]) if snapshot.expired]
-        names = [name for name in names if own or name != beside(params["login_db"], "snapshot", run_id)]
+        if not check:
+            only_one(connection, database)
+        names = [snapshot.name for snapshot in found(connection, database) if snapshot.expired]
+        names = [name for name in names if own or name != beside(database, "snapshot", run_id)]
+        names += unmarked(connection, SNAPSHOT, database)
         for name in names if not check else ():
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
     return names

@@ -54,8 +54,8 @@ RESTORING = "being restored for"
 DRILLING = "restore drill of"
 #: A copy of the database as it was, the way back of a run.
 SNAPSHOT = "snapshot of"
-#: What stands in the names of half made ones.
-_KIND = {RESTORING: "restore", DRILLING: "drill"}
+#: What stands in their names.
+_KIND = {RESTORING: "restore", DRILLING: "drill", SNAPSHOT: "snapshot"}
 
 
 def marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> list[tuple[str, str]]:
@@ -75,7 +75,7 @@ def exists(connection: psycopg.Connection[t.Any], database: str) -> bool:
 
 
 def only_one(connection: psycopg.Connection[t.Any], database: str) -> None:
-    """Refuse a second rollback of a database at a time; the lock ends with the session.
+    """Refuse a second rollback or snapshot of a database at a time; the lock ends with the session.
 
     Raises:
         RunbookError: another run does not end.
@@ -89,25 +89,39 @@ def only_one(connection: psycopg.Connection[t.Any], database: str) -> None:
             return
         if time.monotonic() > deadline:
             raise RunbookError(
-                f"another run takes {database} back at this moment; nothing was touched",
+                f"another run takes {database} back, or copies it, at this moment; nothing was touched",
                 hint="Wait for it, then look at playbooks/status.yml.",
             )
         time.sleep(0.2)
 
 
-def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> None:
-    """Drop what a killed run has left half made; it carries our mark, or was to get it when the run was killed.
+def unmarked(connection: psycopg.Connection[t.Any], what: str, database: str) -> list[str]:
+    """Return the names of what a run that was killed could not mark any more.
 
-    The latter is known by a name of ours, no comment, and a connection limit of 0: so it comes into being, before it
-    can be marked.
+    It is known by a name of ours, no comment, and a connection limit of 0: so it comes into being.
     """
-    unmarked = connection.execute(
-        "SELECT datname, NULL FROM pg_catalog.pg_database WHERE starts_with(datname, %s) AND datconnlimit = 0 "
-        "AND shobj_description(oid, 'pg_database') IS NULL",
+    found = connection.execute(
+        "SELECT datname FROM pg_catalog.pg_database WHERE starts_with(datname, %s) AND datconnlimit = 0 "
+        "AND shobj_description(oid, 'pg_database') IS NULL ORDER BY datname",
         [f"{database}_{_KIND[what]}_"],
-    ).fetchall()
-    for name, _comment in [*marked(connection, what, database), *unmarked]:
+    )
+    return [name for (name,) in found]
+
+
+def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> None:
+    """Drop what a killed run has left half made; it carries our mark, or was to get it when the run was killed."""
+    marks = [name for name, _comment in marked(connection, what, database)]
+    for name in [*marks, *unmarked(connection, what, database)]:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def set_mark(connection: psycopg.Connection[t.Any], name: str, comment: str) -> None:
+    """Mark what was made with a connection limit of 0, and take the limit away."""
+    database = sql.Identifier(name)
+    with connection.transaction():
+        connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal(comment)))
+        connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT -1").format(database))
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
 
 
 def mend(connection: psycopg.Connection[t.Any], database: str) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import typing as t
 
@@ -38,11 +39,23 @@ _OPEN: t.LiteralString = (
     "set_config('statement_timeout', {statement_timeout}, false){restore_point}; {role}"
 )
 
+#: Goes first: fails, with words that come from nowhere else, in any other transaction than the file's own.
+_SAME = """SELECT CASE pg_catalog.pg_current_xact_id()::text WHEN {transaction} THEN true
+    ELSE ({ended} || pg_catalog.pg_current_xact_id()::text)::boolean END"""
+_ENDED = "runbook: this is another transaction: "
+#: The server writes its log in order. So only the last commit of a row of files waits for the disk: a crash before it
+#: takes away the last files together with their ledger rows, and the next run applies them.
+_COMMIT_LATER = b"SET LOCAL synchronous_commit = off"
+_COMMIT_NOW = b"SET LOCAL synchronous_commit TO DEFAULT"
+#: The statements before the one that records the file, with their results: M(_SAME), two that turn back to the
+#: ledger's owner, since the file may have changed role for itself, and one that says how to commit.
+_BEFORE_RECORD = 4
+
 
 def apply(work: Work, script: Script, following: Script | None = None) -> Applied:
     """Apply one file; where another session holds a lock, give way, wait and try the whole file again.
 
-    A transaction of the C(following) file is opened in the round trip of the COMMIT.
+    The transaction of the C(following) file, which must be one as well, is opened in the round trip of the COMMIT.
 
     Raises:
         RunbookError: the file failed and left nothing; or it has ended the engine's transaction.
@@ -59,7 +72,7 @@ def apply(work: Work, script: Script, following: Script | None = None) -> Applie
                 work.outcome.blockers = work.watch.blockers
             if not blocked or attempt == work.options.lock_attempts:
                 record_failure(work, script, failure.as_event())
-                raise failure.explain(script, work.outcome) from failure.error
+                raise failure.explain(script, work.outcome, _state(work, script)) from failure.error
             work.watch.note(f"attempt {attempt} of {work.options.lock_attempts} gave way to another session's lock")
             work.pause(attempt)
         except VerifyError as failure:
@@ -67,6 +80,16 @@ def apply(work: Work, script: Script, following: Script | None = None) -> Applie
             record_failure(work, script, {"line": failure.question.line, "message": failure.text})
             raise failure.explain(work.outcome, f"{script.file.file} was rolled back and left nothing") from failure
     raise AssertionError("unreachable: lock_attempts is at least 1")
+
+
+def _state(work: Work, script: Script) -> str:
+    """Say what has become of the file, and of those before it where nobody is left to make their commits last."""
+    if work.connection.closed and work.unflushed:
+        return (
+            f"the connection is gone and the server rolls {script.file.file} back; if it has crashed, the files right "
+            "before it may be gone together with their ledger rows, and the next run applies them"
+        )
+    return f"{script.file.file} was rolled back and left nothing"
 
 
 def _attempt(work: Work, script: Script, attempt: int, following: Script | None) -> Applied:
@@ -88,9 +111,9 @@ def _attempt(work: Work, script: Script, attempt: int, following: Script | None)
     duration = int((time.monotonic() - started) * 1000)
     try:
         if not ledger.is_known_current:
-            connection.execute(_as_owner(work))
+            connection.execute(_as_owner(connection, work.options.role))
             ledger.create()
-        now, touched = ledger.record(
+        record = ledger.recording(
             file,
             "applied",
             run_id=work.options.run_id,
@@ -101,19 +124,18 @@ def _attempt(work: Work, script: Script, attempt: int, following: Script | None)
             lsn_before=opened.lsn,
             restore_point=opened.restore_point,
             detail={"again": True} if file.kind == REPEATABLE else None,
-            # The file may have changed role or search_path for itself; the ledger is written as its owner.
-            before=_as_owner(work),
             touched=work.options.analyze or work.options.refresh,
         )
-        if now != transaction:
-            give_up_transaction(connection)
-            raise _ended_its_transaction(file)
-        _commit(work, transaction, following)
+        touched = _commit(work, record, transaction, following)
     except psycopg.OperationalError as error:
         if connection.closed:
             raise broke_at_commit(script) from error
         raise StatementError(error, None, transaction) from error
-    except psycopg.Error as error:  # a deferred constraint
+    except psycopg.Error as error:
+        if _is_other(error):
+            give_up_transaction(connection)
+            raise _ended_its_transaction(file) from error
+        # a deferred constraint
         raise StatementError(error, None, transaction) from error
     ledger.is_known_current = True
     work.touched.update(touched)
@@ -151,54 +173,86 @@ def _open(work: Work, script: Script) -> Opened:
 def _opening(work: Work, script: Script) -> tuple[bytes, str | None]:
     """Return the statements that begin the transaction of a file, and the name of the restore point."""
     name = f"runbook:{work.options.run_id}:{script.file.file}"[:63] if work.restore_points else None
-    lock_timeout, statement_timeout = work.timeouts(script)
-    role = work.role_of(script)
+    return _begin(work.connection, work.key, work.timeouts(script), work.role_of(script), name), name
+
+
+@functools.lru_cache(maxsize=8)
+def _begin(
+    connection: psycopg.Connection[t.Any],
+    key: int,
+    timeouts: tuple[str, str],
+    role: str | None,
+    restore_point: str | None,
+) -> bytes:
+    """Compose what begins a transaction: the same for most files."""
+    lock_timeout, statement_timeout = timeouts
     query = sql.SQL(_OPEN).format(
-        key=sql.Literal(work.key),
-        restore_point=sql.SQL(", pg_create_restore_point({})").format(sql.Literal(name)) if name else sql.SQL(""),
+        key=sql.Literal(key),
+        restore_point=sql.SQL(", pg_create_restore_point({})").format(sql.Literal(restore_point))
+        if restore_point
+        else sql.SQL(""),
         lock_timeout=sql.Literal(lock_timeout),
         statement_timeout=sql.Literal(statement_timeout),
-        # a command in any case: the row is always the last but one result
-        role=sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE"),
+        role=_role(role),
     )
-    return query.as_bytes(work.connection), name
+    return query.as_bytes(connection)
 
 
 def _opened(cursor: psycopg.Cursor[t.Any], script: Script, restore_point: str | None) -> Opened:
-    """Return what M(_opening) has answered."""
+    """Return what M(_opening) has answered: its last result but one."""
     row = cursor.set_result(-2).fetchone()
     assert row is not None
     return Opened(script.file.file, row[0], row[2], restore_point, row[1])
 
 
-def _as_owner(work: Work) -> bytes:
-    """Return the statements that turn back to the ledger's owner inside the file's transaction."""
-    role = work.options.role
-    query = sql.SQL("RESET SESSION AUTHORIZATION; RESET ROLE; {}").format(
-        sql.SQL("SET ROLE {}; ").format(sql.Identifier(role)) if role else sql.SQL("")
-    )
-    return query.as_bytes(work.connection)
+def _commit(work: Work, record: bytes, transaction: str, following: Script | None) -> t.Sequence[int]:
+    """Record the file and commit; return the OIDs of the relations that it has touched.
 
-
-def _commit(work: Work, transaction: str, following: Script | None) -> None:
-    """Commit, and in the same round trip reset the session and open the transaction of the next file.
-
-    The reset has a transaction of its own: what follows takes its defaults from before it begins.
+    In the same round trip the session is reset and the transaction of the file that is C(following) is opened. The
+    reset has a transaction of its own: what follows takes its defaults from before it begins.
     """
     connection = work.connection
-    if following is None or not following.transactional:
-        connection.execute("COMMIT")
-        return
-    query, restore_point = _opening(work, following)
+    same = sql.SQL(_SAME).format(transaction=sql.Literal(transaction), ended=sql.Literal(_ENDED)).as_bytes(connection)
+    parts = [same, _as_owner(connection, work.options.role), _COMMIT_LATER if following else _COMMIT_NOW, record]
+    parts.append(b"COMMIT")
+    restore_point = None
+    if following:
+        query, restore_point = _opening(work, following)
+        parts += [b"BEGIN", _reset(connection), b"COMMIT", query]
     try:
-        cursor = connection.execute(
-            b"COMMIT; BEGIN; " + reset_call(connection).as_bytes(connection) + b"; COMMIT; " + query
-        )
-        work.opened = _opened(cursor, following, restore_point)
-    except psycopg.Error:
+        cursor = connection.execute(b"; ".join(parts))
+        recorded = cursor.set_result(_BEFORE_RECORD).fetchone()
+        assert recorded is not None
+        if following:
+            work.opened = _opened(cursor, following, restore_point)
+    except psycopg.Error as error:
         # What failed after the COMMIT is no failure of this file: the next one tries on its own, and says so.
-        if connection.closed or not _is_committed(connection, transaction):
+        if connection.closed or _is_other(error) or not _is_committed(connection, transaction):
             raise
+        recorded = (None,)
+    work.unflushed = following is not None
+    return recorded[0] or ()
+
+
+def _is_other(error: psycopg.Error) -> bool:
+    """Tell whether M(_SAME) failed."""
+    return _ENDED in (error.diag.message_primary or "")
+
+
+@functools.lru_cache(maxsize=8)
+def _as_owner(connection: psycopg.Connection[t.Any], role: str | None) -> bytes:
+    """Return the two statements that turn back to the ledger's owner inside the file's transaction."""
+    return sql.SQL("RESET SESSION AUTHORIZATION; {}").format(_role(role)).as_bytes(connection)
+
+
+@functools.lru_cache(maxsize=8)
+def _reset(connection: psycopg.Connection[t.Any]) -> bytes:
+    return reset_call(connection).as_bytes(connection)
+
+
+def _role(role: str | None) -> sql.Composable:
+    """Return the command that takes a role: one in any case, so that what it stands among can be counted."""
+    return sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
 
 
 def _assert_not_committed(connection: psycopg.Connection[t.Any], transaction: str, file: MigrationFile) -> None:

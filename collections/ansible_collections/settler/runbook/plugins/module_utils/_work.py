@@ -44,7 +44,8 @@ class Work:
     """What applying needs: the session, the ledger, the watch, the options, and what is known so far.
 
     C(key) is the run's lock, C(touched) collects the OIDs of relations for the care after the run, C(restore_points)
-    says whether the login may make them. C(opened) is the transaction of the file that comes next, if it is open.
+    says whether the login may make them. C(opened) is the transaction of the file that comes next, if it is open, and
+    C(unflushed) says that the last commit has not waited for the disk.
     """
 
     connection: psycopg.Connection[t.Any]
@@ -56,6 +57,7 @@ class Work:
     restore_points: bool = False
     touched: set[int] = field(default_factory=set)
     opened: Opened | None = None
+    unflushed: bool = False
 
     def role_of(self, script: Script) -> str | None:
         """Return the role that a file works as."""
@@ -91,6 +93,14 @@ class Work:
             self.opened = None
             self.connection.execute("ROLLBACK")
 
+    def flush(self) -> None:
+        """Wait until all that was committed lasts."""
+        if self.unflushed and not self.connection.closed:
+            give_up_transaction(self.connection)
+            # a commit waits for the disk if its transaction has written something to the log
+            self.connection.execute("SELECT pg_logical_emit_message(true, 'runbook', 'flush')")
+            self.unflushed = False
+
     def pause(self, attempt: int) -> None:
         """Wait before the next attempt, longer each time, never in step with others."""
         time.sleep(min(0.2 * 2 ** (attempt - 1), 5.0) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -105,7 +115,7 @@ class StatementError(Exception):
         self.statement = statement
         self.transaction = transaction
 
-    def explain(self, script: Script, outcome: Outcome, state: str = "") -> RunbookError:
+    def explain(self, script: Script, outcome: Outcome, state: str) -> RunbookError:
         """Say it for the operator: file, line, statement, PostgreSQL's words, the state of the database."""
         path = script.file.path
         if self.statement:
@@ -116,7 +126,6 @@ class StatementError(Exception):
             head = f"{path}: COMMIT failed, all statements had succeeded: {describe(self.error)}"
         done = ", ".join(applied.file for applied in outcome.applied) or "no file"
         blockers = [f"  blocked by: {describe_session(row)}" for row in outcome.blockers]
-        state = state or f"{script.file.file} was rolled back and left nothing"
         return RunbookError(
             "\n".join([head, *blockers, f"  state: {state}; this run had applied {done} before it"]),
             hint=hint_for(self.error.sqlstate) or "Correct the file and run again.",

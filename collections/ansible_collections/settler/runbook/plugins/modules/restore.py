@@ -130,7 +130,8 @@ way:
   returned: always
   type: str
 minutes:
-  description: How long it takes, measured by a restore drill or estimated.
+  description: How long it takes - measured by the drill of this backup, estimated by that of another one for its size,
+    or as twice the dump.
   returned: unless RV(method) is V(none)
   type: float
 failed_database:

@@ -18,8 +18,9 @@ description:
   - Before that the size is checked against O(max_bytes), and against the free space of the server's disk where the
     server runs on the same host and the login may read C(data_directory).
   - With O(state=absent) drops the snapshots whose time has passed, also one that this run has made.
-  - Only what has the runbook's mark in its comment is ever dropped. The mark also keeps owner, grants, settings and
-    comment of the database, which M(settler.runbook.restore) gives back.
+  - Only what has the runbook's mark in its comment is ever dropped, or has a name of the runbook's, no comment and a
+    connection limit of 0, as a run leaves it that was killed before it could set the mark. The mark also keeps owner,
+    grants, settings and comment of the database, which M(settler.runbook.restore) gives back.
   - The connecting role needs CREATEDB and membership in the owner.
 options:
   state:
