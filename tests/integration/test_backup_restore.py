@@ -9,13 +9,15 @@ import re
 import shutil
 import signal
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _backup, _rollback
+from ansible_collections.settler.runbook.plugins.module_utils import _backup, _restore, _rollback
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
+from ansible_collections.settler.runbook.plugins.module_utils._connection import client_arguments, client_environment
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._database import properties, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
@@ -92,7 +94,8 @@ def restoring(cluster, tmp_path):
     def options(dbname, run_id="b1", **changes):
         made = _rollback.Options(
             source=tmp_path / "backups" / dbname / run_id, run_id="x1", environment="test", role="settler_owner",
-            ledger_schema="runbook", client_bin=cluster.state.bin, jobs=1, confirm=dbname, accept_data_loss=False,
+            ledger_schema="runbook", client_bin=cluster.state.bin, jobs=1, maintenance_work_mem="100 MB",
+            confirm=dbname, accept_data_loss=False,
         )  # fmt: skip
         return replace(made, **changes)
 
@@ -114,6 +117,32 @@ def refused(call, *arguments, **options):
     with pytest.raises(RunbookError) as caught:
         call(*arguments, **options)
     return caught.value
+
+
+@pytest.mark.parametrize(("server_has", "expected"), [("64MB", "100MB"), ("1GB", "1GB")])
+def test_sessions_that_restore_have_memory_for_indexes_and_do_not_wait_for_the_disk(
+    restoring, params, server, cluster, server_has, expected
+):
+    server.execute(sql.SQL("SET maintenance_work_mem = {}").format(server_has))
+    server.execute(sql.SQL("ALTER ROLE settler_migrator SET maintenance_work_mem = {}").format(server_has))
+    try:
+        settings = _restore._tuned(server, restoring("any"))
+        show = "SELECT current_setting('maintenance_work_mem'), current_setting('synchronous_commit')"
+        psql = [Path(cluster.state.bin) / "psql", "-X", "-At", *client_arguments(params("postgres"))]
+        with client_environment(params("postgres"), settings) as environment:
+            told = subprocess.check_output([*psql, "--dbname=postgres", "-c", show], env=environment, text=True)
+    finally:
+        server.execute("ALTER ROLE settler_migrator RESET maintenance_work_mem")
+    assert told.strip() == f"{expected}|off"
+
+
+def test_memory_that_is_no_size_is_refused_before_anything_is_made(database, back_up, restore, server):
+    back_up(database)
+    before = databases(server)
+    error = refused(restore, database, maintenance_work_mem="much")
+    assert 'invalid size: "much"' in error.message
+    assert "maintenance_work_mem" in error.message
+    assert databases(server) == before
 
 
 def databases(server):

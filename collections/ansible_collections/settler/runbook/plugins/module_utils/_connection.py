@@ -235,10 +235,13 @@ def may_become(connection: psycopg.Connection[t.Any], role: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def client_environment(params: t.Mapping[str, t.Any]) -> t.Iterator[dict[str, str]]:
+def client_environment(
+    params: t.Mapping[str, t.Any], settings: t.Mapping[str, str] | None = None
+) -> t.Iterator[dict[str, str]]:
     """Yield the environment for libpq programs: the password in a private file, nothing of it in the environment.
 
-    The caller's own PG* variables are dropped, so that they cannot turn a program to another server.
+    The caller's own PG* variables are dropped, so that they cannot turn a program to another server. The settings are
+    those of the program's sessions.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     parameters = libpq_parameters(params)
@@ -249,6 +252,8 @@ def client_environment(params: t.Mapping[str, t.Any]) -> t.Iterator[dict[str, st
         passfile.write_text(f"*:*:*:*:{escaped}\n", encoding="utf-8")
         environment["PGPASSFILE"] = str(passfile)
         environment["PGSSLMODE"] = str(parameters["sslmode"])
+        if settings:
+            environment["PGOPTIONS"] = " ".join(f"-c {name}={value}" for name, value in settings.items())
         for name, variable in (
             ("sslrootcert", "PGSSLROOTCERT"),
             ("sslcert", "PGSSLCERT"),

@@ -37,6 +37,7 @@ class Options:
     ledger_schema: str
     client_bin: str | None
     jobs: int
+    maintenance_work_mem: str
 
 
 def newest(directory: Path, database: str, environment: str) -> Path:

@@ -66,6 +66,7 @@ class Options:
     ledger_schema: str
     client_bin: str | None
     jobs: int
+    maintenance_work_mem: str
     confirm: str
     accept_data_loss: bool
     directory: Path | None = None
@@ -110,6 +111,7 @@ class _How:
     ledger_schema: str
     client_bin: str | None
     jobs: int
+    maintenance_work_mem: str
 
 
 def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
@@ -289,7 +291,15 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
 
 
 def _how(options: Options, source: Path) -> _How:
-    return _How(source, options.run_id, options.role, options.ledger_schema, options.client_bin, max(1, options.jobs))
+    return _How(
+        source,
+        options.run_id,
+        options.role,
+        options.ledger_schema,
+        options.client_bin,
+        max(1, options.jobs),
+        options.maintenance_work_mem,
+    )
 
 
 def _session(params: t.Mapping[str, t.Any], options: Options, name: str) -> psycopg.Connection[t.Any]:

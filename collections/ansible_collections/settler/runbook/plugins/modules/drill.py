@@ -57,6 +57,10 @@ options:
     description: Parallel connections of C(pg_restore).
     type: int
     default: 2
+  maintenance_work_mem:
+    description: Memory for each session of C(pg_restore) to build indexes in, unless the server gives more.
+    type: str
+    default: 256MB
   identity:
     description: File of the private key, with mode 0600, for a backup that is encrypted. Without a passphrase.
     type: path
@@ -160,6 +164,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         ledger_schema=params["ledger_schema"],
         client_bin=params["client_bin"],
         jobs=max(1, params["jobs"]),
+        maintenance_work_mem=params["maintenance_work_mem"],
     )
     if params["state"] == "present":
         with opened(source, Path(params["identity"]) if params["identity"] else None, options.jobs) as plain:
@@ -185,6 +190,7 @@ def main() -> None:
             "ledger_schema": {"type": "str", "default": "runbook"},
             "client_bin": {"type": "path"},
             "jobs": {"type": "int", "default": 2},
+            "maintenance_work_mem": {"type": "str", "default": "256MB"},
             "identity": {"type": "path"},
         },
         required_if=[("state", "present", ("src", "directory"), True), ("state", "proven", ("src", "facts"))],

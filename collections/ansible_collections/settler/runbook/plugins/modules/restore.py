@@ -80,6 +80,10 @@ options:
     description: Parallel connections of C(pg_restore).
     type: int
     default: 2
+  maintenance_work_mem:
+    description: Memory for each session of C(pg_restore) to build indexes in, unless the server gives more.
+    type: str
+    default: 256MB
   identity:
     description:
       - File of the private key, with mode 0600, for a backup that is encrypted. Without a passphrase.
@@ -234,6 +238,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         ledger_schema=params["ledger_schema"],
         client_bin=params["client_bin"],
         jobs=max(1, params["jobs"]),
+        maintenance_work_mem=params["maintenance_work_mem"],
         confirm=params["confirm"],
         accept_data_loss=params["accept_data_loss"],
         directory=Path(params["directory"]) if params["directory"] else None,
@@ -305,6 +310,7 @@ def main() -> None:
             "ledger_schema": {"type": "str", "default": "runbook"},
             "client_bin": {"type": "path"},
             "jobs": {"type": "int", "default": 2},
+            "maintenance_work_mem": {"type": "str", "default": "256MB"},
             "identity": {"type": "path"},
             "progress_file": {"type": "path"},
         },
