@@ -4,7 +4,8 @@
 nothing here ever reaches a server of yours: the cluster has a port, a password and a folder of its own.
 
 Tests marked ``every_major`` run once on each major version, all others on the machine's own PostgreSQL. There is one
-cluster at a time: the machine's own first, then the majors in turn. With ``-n 2`` each worker has one.
+cluster at a time: the machine's own first, then the oldest and the newest major, then those between them. With ``-n 2``
+each worker has one. ``SETTLER_MINUTES=40`` says after how many minutes those between are left out, and the summary tells.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +42,9 @@ _TEMPLATE = "settler_test_template"
 _numbers = itertools.count(1)
 _WANTED = pytest.StashKey[tuple[int, ...]]()
 _TESTED = pytest.StashKey[set[int]]()
+_MINUTES = "SETTLER_MINUTES"
+_UNTIL = pytest.StashKey[float]()
+_BETWEEN = majors.MAJORS[1:-1]
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,10 @@ def pytest_configure(config: pytest.Config) -> None:
     except ToolError as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[_TESTED] = set()
+    try:
+        config.stash[_UNTIL] = time.monotonic() + 60 * float(os.environ.get(_MINUTES) or "inf")
+    except ValueError as error:
+        raise pytest.UsageError(f"{_MINUTES}: {error}") from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -101,7 +110,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Of these, a file's tests go to one worker, so that what the file makes once is made once.
     """
-    items.sort(key=_major)
+    items.sort(key=lambda item: (_major(item) in _BETWEEN, _major(item)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(f"{_major(item)}-{item.path.stem}"))
 
@@ -110,6 +119,13 @@ def _major(item: pytest.Item) -> int:
     """Return the major that a test was made for, or 0 where it runs on the machine's own."""
     parameters = getattr(item, "callspec", None)
     return parameters.params.get("cluster", 0) if parameters else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out, where time is short, what runs on the oldest and the newest major as well."""
+    if _major(item) in _BETWEEN and time.monotonic() > item.config.stash[_UNTIL]:
+        pytest.skip(f"left out after {os.environ[_MINUTES]} minutes ({_MINUTES}): it ran on the oldest and newest major")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
