@@ -5,7 +5,7 @@ nothing here ever reaches a server of yours: the cluster has a port, a password 
 
 Tests marked ``every_major`` run once on each major version, all others on the machine's own PostgreSQL. There is one
 cluster at a time: the machine's own first, then the oldest and the newest major, then those between them. With ``-n 2``
-each worker has one. ``SETTLER_MINUTES=40`` says after how many minutes those between are left out, and the summary tells.
+each worker has one. ``SETTLER_MINUTES=40`` leaves those between out after so many minutes, and the summary tells.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _major(item: pytest.Item) -> int:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out, where time is short, what runs on the oldest and the newest major as well."""
     if _major(item) in _BETWEEN and time.monotonic() > item.config.stash[_UNTIL]:
-        pytest.skip(f"left out after {os.environ[_MINUTES]} minutes ({_MINUTES}): it ran on the oldest and newest major")
+        pytest.skip(f"left out after {os.environ[_MINUTES]} minutes ({_MINUTES}): the oldest and newest major have it")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
