@@ -465,7 +465,7 @@ STEP = [*files("CREATE TABLE a (i int);"), migration("ALTER TABLE a ADD COLUMN j
 def test_ddl_behind_an_open_transaction_lands_when_that_ends(busy, apply, ask):
     database, blocker = busy
     outcome = Outcome()
-    run = Background(lambda: apply(database, STEP, outcome, lock_timeout=0.05, lock_attempts=50))
+    run = Background(lambda: apply(database, STEP, outcome, lock_timeout=0.5, lock_attempts=50))
     wait_until(lambda: outcome.blockers)
     assert outcome.blockers[0]["pid"] == blocker.info.backend_pid
     blocker.execute("COMMIT")
@@ -476,7 +476,7 @@ def test_ddl_behind_an_open_transaction_lands_when_that_ends(busy, apply, ask):
 
 def test_ddl_gives_up_after_its_attempts_and_says_who_was_in_the_way(busy, apply, ask):
     database, blocker = busy
-    error = refused(apply, database, STEP, lock_timeout=0.05, lock_attempts=2)
+    error = refused(apply, database, STEP, lock_timeout=1, lock_attempts=2)
     assert error.facts["sqlstate"] == "55P03"
     assert error.message.startswith("/migrations/002_step.sql:1: ")
     told = next(line for line in error.message.splitlines() if "blocked by" in line)
@@ -487,7 +487,7 @@ def test_ddl_gives_up_after_its_attempts_and_says_who_was_in_the_way(busy, apply
 
 def test_blocker_is_told_with_its_application_and_query(busy, apply):
     database, _blocker = busy
-    error = refused(apply, database, STEP, lock_timeout=0.05, lock_attempts=1)
+    error = refused(apply, database, STEP, lock_timeout=2, lock_attempts=1)
     told = next(line for line in error.message.splitlines() if "blocked by" in line)
     assert "billing" in told
     assert "idle in transaction" in told

@@ -73,7 +73,7 @@ def test_old_transactions_are_reported_before_the_start(busy, apply):
 )
 def test_blocker_that_the_policy_does_not_name_is_left_alone(busy, apply, policy):
     database, blocker = busy
-    error = refused(apply, database, [TABLE, ALTER], lock_timeout=0.1, lock_attempts=3, blockers=policy)
+    error = refused(apply, database, [TABLE, ALTER], lock_timeout=1, lock_attempts=1, blockers=policy)
     assert error.facts["sqlstate"] == "55P03"
     assert "blocked by: pid" in error.message
     assert blocker.execute("SELECT 1").fetchone() == (1,)
