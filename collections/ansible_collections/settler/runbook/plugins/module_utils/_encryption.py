@@ -25,7 +25,6 @@ from pathlib import Path
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._keys import check_identity, in_parallel, opened_tool
-from ansible_collections.settler.runbook.plugins.module_utils._pgbackrest import METHOD
 from ansible_collections.settler.runbook.plugins.module_utils._private import private_folder, remove_abandoned
 
 METHODS = ("none", "age", "gpg")
@@ -116,7 +115,7 @@ def method_of(manifest: t.Mapping[str, t.Any]) -> str:
 def check_openable(source: Path, identity: Path | None) -> bool:
     """Tell whether a backup is encrypted; refuse one that is, where there is no private key, and one without a dump."""
     manifest = _manifest.read_manifest(source)
-    if manifest.get("method") == METHOD:
+    if manifest.get("method") == _manifest.PGBACKREST:
         raise RunbookError(
             f"{source}: backup {manifest['label']} of pgBackRest, which has no dump; nothing was touched",
             hint=f"With the server stopped, on its host: {manifest['restore_command']}",

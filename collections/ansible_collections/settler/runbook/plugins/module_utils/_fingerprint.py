@@ -23,10 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import KEYS, read_manifest
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import sql
 from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
 
 if t.TYPE_CHECKING:
+    from pathlib import Path
+
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 #: What makes the text of a value depend on the session.
@@ -419,6 +423,18 @@ def from_data(manifest: t.Mapping[str, t.Any], keys: bytes | None = None) -> dic
         )
         for name, one in manifest.items()
     }
+
+
+def read_fingerprints(folder: Path) -> dict[str, Fingerprint]:
+    """Return what the data was when the backup was made, keys of rows included.
+
+    Raises:
+        RunbookError: there is no whole backup.
+    """
+    manifest, keys = read_manifest(folder), folder / KEYS
+    if "fingerprints" not in manifest:
+        raise RunbookError(f"{folder}: without fingerprints of the data (of an older version, or they were not wanted)")
+    return from_data(manifest["fingerprints"], keys.read_bytes() if keys.exists() else None)
 
 
 def compare(

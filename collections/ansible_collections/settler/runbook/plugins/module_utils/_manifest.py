@@ -18,7 +18,6 @@ import typing as t
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Fingerprint, from_data
 
 if t.TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +28,8 @@ NAME = "manifest.json"
 PROOF = "proven.json"
 #: Keys and hashes of some rows of each table, to trace differences.
 KEYS = "keys.json.gz"
+#: What C(method) says where the data is not beside the manifest, but in pgBackRest's repository.
+PGBACKREST = "pgbackrest"
 #: What lies in a backup without being in its manifest.
 BESIDE = frozenset({NAME, PROOF, f".{PROOF}.partial"})
 
@@ -198,18 +199,6 @@ def home_of(directory: Path, database: str) -> Path:
     """Return the folder of a database's backups; a name that is no folder's is written so that it stays inside."""
     name = database.replace("/", "%2F")
     return directory / (f"%2E{name[1:]}" if name.startswith(".") else name)
-
-
-def read_fingerprints(folder: Path) -> dict[str, Fingerprint]:
-    """Return what the data was when the backup was made, keys of rows included.
-
-    Raises:
-        RunbookError: there is no whole backup.
-    """
-    manifest, keys = read_manifest(folder), folder / KEYS
-    if "fingerprints" not in manifest:
-        raise RunbookError(f"{folder}: without fingerprints of the data (of an older version, or they were not wanted)")
-    return from_data(manifest["fingerprints"], keys.read_bytes() if keys.exists() else None)
 
 
 def list_backups(directory: Path, database: str, *, checksums: bool = False) -> list[dict[str, t.Any]]:

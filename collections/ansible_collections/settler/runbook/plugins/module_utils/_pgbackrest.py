@@ -45,7 +45,6 @@ from ansible_collections.settler.runbook.plugins.module_utils._ledger import Led
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
-METHOD = "pgbackrest"
 TYPES = ("full", "diff", "incr")
 
 _ANNOTATION = "settler-run"
@@ -266,7 +265,7 @@ def _back_up(
         data = _data(connection, params, options)
     manifest = {
         "format": _manifest.FORMAT,
-        "method": METHOD,
+        "method": _manifest.PGBACKREST,
         "run_id": options.run_id,
         "environment": options.environment,
         "database": params["login_db"],
@@ -280,7 +279,7 @@ def _back_up(
         "restore_point": point,
         "restore_command": program.restore_command(made["label"], point),
         "client_version": made["backrest"]["version"],
-        "compression": METHOD,
+        "compression": _manifest.PGBACKREST,
         "ledger_head": head,
         "catalogue_digest": catalogue,
         "tables": {},

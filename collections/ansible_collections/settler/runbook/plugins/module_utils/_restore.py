@@ -34,12 +34,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
     Fingerprint,
     Limits,
     Table,
+    read_fingerprints,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     compare as compare_data,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_again as fingerprints_again
-from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._swap import mark, set_mark

@@ -26,6 +26,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import compare as compare_data
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._lost import Lost, lost_rows, told
 from ansible_collections.settler.runbook.plugins.module_utils._restore import check_target, read_again, restore_beside
@@ -140,8 +141,8 @@ def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
             f"there is {what} of {params['login_db']} of environment {options.environment}{where}; nothing was touched",
             hint="playbooks/status.yml lists the backups; name one with -e rollback_backup=<folder>.",
         )
-    if manifest.get("method") == "pgbackrest":
-        return Way("pgbackrest", str(manifest.get("restore_command", "")), source=source, manifest=manifest)
+    if manifest.get("method") == _manifest.PGBACKREST:
+        return Way(_manifest.PGBACKREST, str(manifest.get("restore_command", "")), source=source, manifest=manifest)
     _manifest.check_files(source, manifest)
     proof = _manifest.read_proof(source)
     way = Way("dump", "", manifest["snapshot_time"], source=source, manifest=manifest)
@@ -283,7 +284,7 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
         if now.get(name, 0) != then.get(name, 0) and not name.startswith(f"{options.ledger_schema}.")
     }
     if "fingerprints" in way.manifest:
-        before = _manifest.read_fingerprints(way.source)
+        before = read_fingerprints(way.source)
         after, tables = read_again(params, present, _how(options, way.source), before, params["login_db"])
         failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
         columns = [row.object for row in failed if row.check == "data column"]

@@ -277,11 +277,11 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Limits,
     read_again,
+    read_fingerprints,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import compare as compare_data
 from ansible_collections.settler.runbook.plugins.module_utils._isolation import Proof, prove
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
-from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
 from ansible_collections.settler.runbook.plugins.module_utils._verify import (
