@@ -21,6 +21,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._database import properties, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Limits
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import (
     check_files,
     list_backups,
@@ -31,7 +32,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._migrate import Op
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import Outcome, migrate
 from psycopg import sql
 
-from tests.support import PROJECT, Background, as_migrator, login, migration, start_module, wait_until
+from tests.support import PROJECT, Background, as_migrator, login, migration, refused, start_module, wait_until
 
 SCHEMA = """
 CREATE TYPE mood AS ENUM ('sad', 'ok');
@@ -79,8 +80,8 @@ def back_up(cluster, params, tmp_path):
     def run(dbname, run_id="b1", login_as=None, how=_backup.backup, **changes):
         options = _backup.Options(
             directory=tmp_path / "backups", run_id=run_id, environment="test", role="settler_owner",
-            ledger_schema="runbook", client_bin=cluster.state.bin, jobs=1, compression="gzip:1", lock_timeout=10,
-            keep=0,
+            ledger_schema="runbook", client_bin=cluster.state.bin, jobs=1, limits=Limits(jobs=1), compression="gzip:1",
+            lock_timeout=10, keep=0,
         )  # fmt: skip
         return how(login_as or params(dbname), replace(options, **changes))
 
@@ -111,12 +112,6 @@ def _take_back(params, options):
     way = _rollback.choose(params, options)
     result = _rollback.roll_back(params, options, way)
     return {**result, "rows": way.manifest["rows"], "difference": way.difference or {}, "way": _rollback.describe(way)}
-
-
-def refused(call, *arguments, **options):
-    with pytest.raises(RunbookError) as caught:
-        call(*arguments, **options)
-    return caught.value
 
 
 @pytest.mark.parametrize(("server_has", "expected"), [("64MB", "100MB"), ("1GB", "1GB")])

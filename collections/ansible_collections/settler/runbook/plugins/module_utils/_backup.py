@@ -28,6 +28,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     client_arguments,
     client_environment,
     connect,
+    connect_as,
     database_argument,
     may_become,
     set_role,
@@ -50,7 +51,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
     Limits,
     describe,
     fingerprints,
-    keys_file,
+    write_fingerprints,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._programs import (
@@ -89,13 +90,12 @@ class Options:
     ledger_schema: str
     client_bin: str | None
     jobs: int
+    limits: Limits
     compression: str
     lock_timeout: float
     keep: int
     keep_days: float = 0
     encryption: Encryption = UNENCRYPTED
-    sample_above: int = Limits.sample_above
-    keys: int = Limits.keys
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -176,8 +176,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
     """Write dump, catalogue and manifest into a folder, and all of it to the disk."""
     started = time.monotonic()
     folder = place.folder
-    with connect(params, application=f"runbook:{options.run_id}:backup") as connection:
-        set_role(connection, options.role)
+    with connect_as(params, options.role, application=f"runbook:{options.run_id}:backup") as connection:
         check_sight(connection)
         programs, client_major = find_programs(connection.info.server_version // 10000, options.client_bin)
         compression, argument = compression_for(programs, client_major, options.compression)
@@ -212,7 +211,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
             wait_program(process)
     catalogue = content.pop("catalogue")
     _write_file(folder / "catalogue.json", json.dumps(catalogue, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    _write_file(folder / _manifest.KEYS, keys_file(data))
+    content |= write_fingerprints(folder, data)
     content = encrypt(folder, content, options.encryption, options.jobs)
     files = _settle(folder)
     manifest = {
@@ -224,7 +223,6 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
         "client_version": client_major,
         "compression": compression,
         **content,
-        "fingerprints": {name: one.as_data() for name, one in data.items()},
         "files": files,
         "bytes": sum(file["size"] for file in files.values()),
         "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"),
@@ -259,14 +257,12 @@ def _fingerprints(
     """Return the fingerprints of all tables but the ledger's, read by sessions that see what the dump sees."""
 
     def session() -> psycopg.Connection[t.Any]:
-        opened = connect(params, application=f"runbook:{options.run_id}:backup")
-        set_role(opened, options.role)
+        opened = connect_as(params, options.role, application=f"runbook:{options.run_id}:backup")
         _wait_no_longer(opened, options)
         return opened
 
     tables = describe(connection, exclude=[options.ledger_schema])
-    limits = Limits(sample_above=options.sample_above, keys=options.keys, jobs=options.jobs)
-    return fingerprints(session, facts["snapshot"], tables, limits)
+    return fingerprints(session, facts["snapshot"], tables, options.limits)
 
 
 def _wait_no_longer(connection: psycopg.Connection[t.Any], options: Options) -> None:
@@ -282,9 +278,9 @@ def _facts(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
     return {column.name: value for column, value in zip(cursor.description, row, strict=True)}
 
 
-def _write_file(path: Path, content: str | bytes) -> None:
+def _write_file(path: Path, content: str) -> None:
     path.touch(mode=0o600)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    path.write_text(content, encoding="utf-8")
 
 
 def _settle(folder: Path) -> dict[str, dict[str, t.Any]]:

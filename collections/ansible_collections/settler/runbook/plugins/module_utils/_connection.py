@@ -224,6 +224,19 @@ def set_role(connection: psycopg.Connection[t.Any], role: str | None) -> None:
         raise from_postgres(error, f"cannot become role {role}") from error
 
 
+def connect_as(
+    params: t.Mapping[str, t.Any], role: str | None, *, dbname: str | None = None, application: str
+) -> psycopg.Connection[t.Any]:
+    """Open a connection as M(connect) does, and work as C(role)."""
+    connection = connect(params, dbname=dbname, application=application)
+    try:
+        set_role(connection, role)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def may_become(connection: psycopg.Connection[t.Any], role: str | None) -> bool:
     """Tell whether the login may work as C(role); check mode does without where it may not."""
     if not role:

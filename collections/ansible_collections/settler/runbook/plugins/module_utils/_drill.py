@@ -75,7 +75,7 @@ def restored(params: t.Mapping[str, t.Any], options: Options, *, check: bool = F
         check_target(connection, options.source, manifest)
         if not check:
             drop_marked(connection, DRILLING, params["login_db"])
-            restore_beside(params, connection, options, manifest, name, DRILLING)
+            restore_beside(params, connection, options.source, options, manifest, name, DRILLING)
             apply_properties(connection, name, manifest["properties"])
         server = connection.info.parameter_status("server_version")
     return {

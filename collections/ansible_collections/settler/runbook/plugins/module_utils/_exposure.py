@@ -79,21 +79,14 @@ GROUP BY 1, 2 ORDER BY 1
 """
 
 
-def closed(connection: psycopg.Connection[t.Any], settings: Settings, tables: t.Sequence[Table]) -> list[Check]:
-    """Look at what must not be open to the application at all."""
-    arguments = {
-        "role": settings.role,
-        "exclude": list(settings.exclude),
-        "tables": [table.oid for table in tables],
-    }
-    return [
-        Check(check, name, "failed", expected, actual, hint) if is_open else Check(check, name)
-        for check, name, is_open, expected, actual, hint in connection.execute(_CLOSED, arguments)
-    ]
+def look(connection: psycopg.Connection[t.Any], settings: Settings, tables: t.Sequence[Table]) -> list[Check]:
+    """Look at what must not be open to the application at all, and for what is open and was not tried.
 
-
-def untried(connection: psycopg.Connection[t.Any], settings: Settings, tables: t.Sequence[Table]) -> list[Check]:
-    """Name the tables of tenants that are open to the application and are not tried."""
+    Args:
+        connection: any role.
+        settings: of the proof.
+        tables: those that are tried.
+    """
     arguments = {
         "role": settings.role,
         "schema": settings.schema,
@@ -101,6 +94,19 @@ def untried(connection: psycopg.Connection[t.Any], settings: Settings, tables: t
         "exclude": list(settings.exclude),
         "tables": [table.oid for table in tables],
     }
+    return _closed(connection, arguments) + _untried(connection, settings, arguments)
+
+
+def _closed(connection: psycopg.Connection[t.Any], arguments: t.Mapping[str, t.Any]) -> list[Check]:
+    return [
+        Check(check, name, "failed", expected, actual, hint) if is_open else Check(check, name)
+        for check, name, is_open, expected, actual, hint in connection.execute(_CLOSED, arguments)
+    ]
+
+
+def _untried(
+    connection: psycopg.Connection[t.Any], settings: Settings, arguments: t.Mapping[str, t.Any]
+) -> list[Check]:
     hint = (
         f"REVOKE what the application may do with it, or give it a column {settings.tenant_column} in schema "
         f"{settings.schema}; or name it among the exclusions, and look at its policies yourself."

@@ -131,6 +131,19 @@ class Limits:
     part_blocks: int = 8192
 
 
+def limits_spec() -> dict[str, t.Any]:
+    """Return the options of C(settler.runbook.fingerprints)."""
+    return {
+        "fingerprint_sample_above": {"type": "int", "default": Limits.sample_above},
+        "fingerprint_keys": {"type": "int", "default": Limits.keys},
+    }
+
+
+def limits_of(params: t.Mapping[str, t.Any]) -> Limits:
+    """Return what a module that has these options, and C(jobs), may spend."""
+    return Limits(params["fingerprint_sample_above"], params["fingerprint_keys"], max(1, params["jobs"]))
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """A table's fingerprint: C(columns) maps names to C(family:sum), C(sample) is n where each n-th row was hashed.
@@ -423,6 +436,14 @@ def from_data(manifest: t.Mapping[str, t.Any], keys: bytes | None = None) -> dic
         )
         for name, one in manifest.items()
     }
+
+
+def write_fingerprints(folder: Path, found: t.Mapping[str, Fingerprint]) -> dict[str, t.Any]:
+    """Write the file of keys into the folder of a backup; return what its manifest says of the data."""
+    path = folder / KEYS
+    path.touch(mode=0o600)
+    path.write_bytes(keys_file(found))
+    return {"fingerprints": {name: one.as_data() for name, one in found.items()}}
 
 
 def read_fingerprints(folder: Path) -> dict[str, Fingerprint]:

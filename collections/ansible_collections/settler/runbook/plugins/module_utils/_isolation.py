@@ -171,8 +171,7 @@ def _prove_writing(connection: psycopg.Connection[t.Any], settings: Settings) ->
         without = [_trespass.contents(session, view, party.mine) for view in views]
     for view, *seen in zip(views, alone, crowded, without, with_other, strict=True):
         rows += _trespass.compare_contents(view, *seen)
-    rows += _exposure.closed(connection, settings, tables)
-    return rows + _exposure.untried(connection, settings, tables), []
+    return rows + _exposure.look(connection, settings, tables), []
 
 
 class _Tried(t.NamedTuple):
@@ -219,8 +218,7 @@ def _prove_reading(connection: psycopg.Connection[t.Any], settings: Settings) ->
             rows += _trespass.try_reading(session, each.table, party, None, None)
         for view in views:
             rows += _trespass.try_view(session, view, party)
-    rows += _exposure.closed(connection, settings, tables)
-    rows += _exposure.untried(connection, settings, tables)
+    rows += _exposure.look(connection, settings, tables)
     indirect = [table.name for table in tables if not table.tenant]
     unproved = ["insert, update and delete across the border: nothing can be written here"]
     if indirect:

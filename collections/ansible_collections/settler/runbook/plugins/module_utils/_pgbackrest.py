@@ -10,6 +10,7 @@ What is written here is a manifest, with fingerprints of the data: the data is i
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import json
 import os
 import pwd
@@ -31,14 +32,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._backup_folder imp
     remove_whole,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
-from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_as, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._database import check_sight
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Fingerprint,
     Limits,
-    keys_file,
     read_now,
+    write_fingerprints,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 
@@ -106,11 +107,8 @@ def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = Fal
         partial = home / f".{options.run_id}.partial"
         with half_made(partial, lock):
             if data is not None:
-                keys = partial / _manifest.KEYS
-                keys.touch(mode=0o600)
-                keys.write_bytes(keys_file(data))
-                _manifest.sync(keys)
-                manifest |= {"fingerprints": {name: one.as_data() for name, one in data.items()}}
+                manifest |= write_fingerprints(partial, data)
+                _manifest.sync(partial / _manifest.KEYS)
                 manifest |= {"files": _manifest.file_digests(partial)}
             _manifest.write_durably(partial / _manifest.NAME, _manifest.seal(manifest))
         partial.rename(final)
@@ -299,12 +297,8 @@ def _data(
     if options.limits is None:
         return None
 
-    def session() -> psycopg.Connection[t.Any]:
-        opened = connect(params, application=f"runbook:{options.run_id}:backup")
-        set_role(opened, options.role)
-        return opened
-
-    return read_now(connection, session, options.limits, exclude=[options.ledger_schema])
+    sessions = functools.partial(connect_as, params, options.role, application=f"runbook:{options.run_id}:backup")
+    return read_now(connection, sessions, options.limits, exclude=[options.ledger_schema])
 
 
 def _backup_of(options: Options, program: Program) -> dict[str, t.Any] | None:

@@ -20,8 +20,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     client_arguments,
     client_environment,
     connect,
+    connect_as,
     database_argument,
-    set_role,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import (
     create_as,
@@ -50,10 +50,8 @@ if t.TYPE_CHECKING:
 
 
 class How(t.Protocol):
-    """What a restore needs to know, whatever it is for."""
+    """How to restore, whatever it is for."""
 
-    @property
-    def source(self) -> Path: ...
     @property
     def run_id(self) -> str: ...
     @property
@@ -121,6 +119,7 @@ def _major(version: str) -> int:
 def restore_beside(
     params: t.Mapping[str, t.Any],
     connection: psycopg.Connection[t.Any],
+    source: Path,
     how: How,
     manifest: t.Mapping[str, t.Any],
     name: str,
@@ -131,6 +130,7 @@ def restore_beside(
     Args:
         params: the module's options.
         connection: a session in another database.
+        source: folder of the backup.
         how: the restore's options.
         manifest: of the backup, whose files were compared with it.
         name: of the new database.
@@ -143,16 +143,16 @@ def restore_beside(
     create(connection, name, manifest["properties"], mark(what, params["login_db"]) + how.run_id)
     with connect(params, dbname=name, application=f"runbook:{how.run_id}:restore") as empty:
         prepare_for_dump(empty, manifest["client_version"])
-    _load(params, how, name, max(connection.info.server_version // 10000, manifest["client_version"]), settings)
-    with _session(params, how, name) as restored:
+    major = max(connection.info.server_version // 10000, manifest["client_version"])
+    _load(params, source, how, name, major, settings)
+    with session(params, how, name) as restored:
         restored.execute("ANALYZE")
-        _compare(params, restored, how, manifest, name)
+        _compare(params, restored, source, how, manifest, name)
 
 
-def _session(params: t.Mapping[str, t.Any], how: How, name: str) -> psycopg.Connection[t.Any]:
-    connection = connect(params, dbname=name, application=f"runbook:{how.run_id}:restore")
-    set_role(connection, how.role)
-    return connection
+def session(params: t.Mapping[str, t.Any], how: How, name: str) -> psycopg.Connection[t.Any]:
+    """Connect to one of the databases of a restore, as its role."""
+    return connect_as(params, how.role, dbname=name, application=f"runbook:{how.run_id}:restore")
 
 
 def create(
@@ -187,7 +187,9 @@ def _tuned(connection: psycopg.Connection[t.Any], how: How) -> dict[str, str]:
     return settings
 
 
-def _load(params: t.Mapping[str, t.Any], how: How, name: str, major: int, settings: t.Mapping[str, str]) -> None:
+def _load(
+    params: t.Mapping[str, t.Any], source: Path, how: How, name: str, major: int, settings: t.Mapping[str, str]
+) -> None:
     """Restore the dump into the new database; the first error ends it."""
     programs, _major = find_programs(major, how.client_bin)
     command: list[str | Path] = [
@@ -197,7 +199,7 @@ def _load(params: t.Mapping[str, t.Any], how: How, name: str, major: int, settin
         "--exit-on-error",
         f"--jobs={how.jobs}",
         *([f"--role={how.role}"] if how.role else []),
-        how.source / "dump",
+        source / "dump",
     ]
     with client_environment(params, settings) as environment:
         run_program(command, environment)
@@ -206,6 +208,7 @@ def _load(params: t.Mapping[str, t.Any], how: How, name: str, major: int, settin
 def _compare(
     params: t.Mapping[str, t.Any],
     connection: psycopg.Connection[t.Any],
+    source: Path,
     how: How,
     manifest: t.Mapping[str, t.Any],
     name: str,
@@ -221,12 +224,12 @@ def _compare(
         raise RunbookError("the restored database has not the rows of its backup\n" + "\n".join(lines))
     catalogue = snapshot(connection)
     if digest(catalogue) != manifest["catalogue_digest"]:
-        expected = json.loads((how.source / "catalogue.json").read_text(encoding="utf-8"))
+        expected = json.loads((source / "catalogue.json").read_text(encoding="utf-8"))
         raise RunbookError(
             "the restored database has not the catalogue of its backup\n" + table_of(compare(expected, catalogue))
         )
     if "fingerprints" in manifest:
-        before = read_fingerprints(how.source)
+        before = read_fingerprints(source)
         after, now = read_again(params, connection, how, before, name)
         failed = [row for row in compare_data(before, after, now) if row.status == "failed"]
         if failed:
@@ -241,5 +244,5 @@ def read_again(
     name: str,
 ) -> tuple[dict[str, Fingerprint], list[Table]]:
     """Return the fingerprints of a database, read as those of a backup were, and its tables."""
-    sessions = functools.partial(_session, params, how, name)
+    sessions = functools.partial(session, params, how, name)
     return fingerprints_again(connection, sessions, before, Limits(jobs=how.jobs), exclude=[how.ledger_schema])

@@ -29,7 +29,12 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._lost import Lost, lost_rows, told
-from ansible_collections.settler.runbook.plugins.module_utils._restore import check_target, read_again, restore_beside
+from ansible_collections.settler.runbook.plugins.module_utils._restore import (
+    check_target,
+    read_again,
+    restore_beside,
+    session,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._swap import (
     RESTORING,
     Names,
@@ -100,19 +105,6 @@ class Way:
     lost: list[Lost] | None = None
     #: Of the catalogue as it is to be afterwards, where a backup tells.
     catalogue_digest: str = ""
-
-
-@dataclass(frozen=True)
-class _How:
-    """What a restore is told."""
-
-    source: Path
-    run_id: str
-    role: str | None
-    ledger_schema: str
-    client_bin: str | None
-    jobs: int
-    maintenance_work_mem: str
 
 
 def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
@@ -264,7 +256,7 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
             elif way.snapshot:
                 let_in(connection, way.snapshot.name, allow=True)
                 try:
-                    with _session(params, options, way.snapshot.name) as other:
+                    with session(params, options, way.snapshot.name) as other:
                         way.lost = lost_rows(present, other, ledger_schema=options.ledger_schema)
                 finally:
                     let_in(connection, way.snapshot.name, allow=False)
@@ -285,28 +277,10 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
     }
     if "fingerprints" in way.manifest:
         before = read_fingerprints(way.source)
-        after, tables = read_again(params, present, _how(options, way.source), before, params["login_db"])
+        after, tables = read_again(params, present, options, before, params["login_db"])
         failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
         columns = [row.object for row in failed if row.check == "data column"]
         way.changed = sorted({name.rpartition(".")[0] for name in columns} - set(way.difference))
-
-
-def _how(options: Options, source: Path) -> _How:
-    return _How(
-        source,
-        options.run_id,
-        options.role,
-        options.ledger_schema,
-        options.client_bin,
-        max(1, options.jobs),
-        options.maintenance_work_mem,
-    )
-
-
-def _session(params: t.Mapping[str, t.Any], options: Options, name: str) -> psycopg.Connection[t.Any]:
-    connection = connect(params, dbname=name, application=f"runbook:{options.run_id}:restore")
-    set_role(connection, options.role)
-    return connection
 
 
 def describe(way: Way) -> str:
@@ -379,7 +353,7 @@ def roll_back(
             assert way.manifest is not None
             assert way.source is not None
             wanted, incoming = way.manifest["properties"], names.restored
-            restore_beside(params, connection, _how(options, way.source), way.manifest, incoming, RESTORING)
+            restore_beside(params, connection, way.source, options, way.manifest, incoming, RESTORING)
         apply_properties(connection, incoming, wanted)
         restored_s = round(time.monotonic() - started, 2)
         say(f"proven beside {database} after {restored_s} s; now the swap")
@@ -425,9 +399,9 @@ def _replace(
             swap(connection, names.restored, names.real, names.failed, comment=comment, there=there)
         return []
     let_in(connection, names.restored, allow=True)
-    present = _session(params, options, names.real)
+    present = session(params, options, names.real)
     with alone(connection, names.real, but=[present.info.backend_pid]):
-        with present, _session(params, options, names.restored) as other:
+        with present, session(params, options, names.restored) as other:
             lost = lost_rows(present, other, ledger_schema=options.ledger_schema, folder=_folder(options))
             if lost and not options.accept_data_loss:
                 raise RunbookError(
@@ -461,7 +435,7 @@ def _settle(params: t.Mapping[str, t.Any], options: Options, way: Way, failed: s
     Raises:
         RunbookError: it has not the catalogue that it had; can only be if somebody has changed it since.
     """
-    with _session(params, options, params["login_db"]) as database:
+    with session(params, options, params["login_db"]) as database:
         if way.catalogue_digest and digest(snapshot(database)) != way.catalogue_digest:
             raise RunbookError(
                 f"{params['login_db']} was swapped, and has not the catalogue of its backup; what it was is {failed}",

@@ -70,18 +70,6 @@ options:
     description: Backups that are younger than so many days stay; V(0) is no rule.
     type: float
     default: 0.0
-  fingerprint_sample_above:
-    description:
-      - Size in bytes of a table above which only a part of its rows is hashed for the fingerprint, the same part each
-        time. All rows are counted. What reads the data again later reads the same part.
-    type: int
-    default: 4294967296
-  fingerprint_keys:
-    description:
-      - Of about so many rows of each table the key is kept, so that a difference can be traced to rows. These keys are
-        data of the database. V(0) keeps none.
-    type: int
-    default: 20000
   encryption:
     description:
       - How to encrypt all of the backup but its manifest, with the program C(age) or C(gpg).
@@ -99,6 +87,7 @@ options:
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
+  - settler.runbook.fingerprints
   - settler.runbook.attributes
 seealso:
   - module: settler.runbook.restore
@@ -159,6 +148,7 @@ from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._backup import Options, backup, rehearse
 from ansible_collections.settler.runbook.plugins.module_utils._encryption import METHODS, Encryption
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import limits_of, limits_spec
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import home_of
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 
@@ -182,8 +172,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         keep=params["keep"],
         keep_days=params["keep_days"],
         encryption=Encryption(params["encryption"], tuple(params["recipients"])),
-        sample_above=params["fingerprint_sample_above"],
-        keys=params["fingerprint_keys"],
+        limits=limits_of(params),
     )
     path = home_of(options.directory, params["login_db"]) / options.run_id
     changed = not path.exists()
@@ -217,8 +206,7 @@ def main() -> None:
             "lock_timeout": {"type": "float", "default": 10.0},
             "keep": {"type": "int", "default": 7},
             "keep_days": {"type": "float", "default": 0.0},
-            "fingerprint_sample_above": {"type": "int", "default": 4294967296},
-            "fingerprint_keys": {"type": "int", "default": 20000},
+            **limits_spec(),
             "encryption": {"type": "str", "default": "none", "choices": list(METHODS)},
             "recipients": {"type": "list", "elements": "str", "default": []},
         },

@@ -63,18 +63,6 @@ options:
     description: Whether the data is counted and hashed. A role that does not see all rows is refused.
     type: bool
     default: true
-  fingerprint_sample_above:
-    description:
-      - Size in bytes of a table above which only a part of its rows is hashed for the fingerprint, the same part each
-        time. All rows are counted. What reads the data again later reads the same part.
-    type: int
-    default: 4294967296
-  fingerprint_keys:
-    description:
-      - Of about so many rows of each table the key is kept, so that a difference can be traced to rows. These keys are
-        data of the database. V(0) keeps none.
-    type: int
-    default: 20000
   jobs:
     description: Sessions that read the data for the fingerprints at a time.
     type: int
@@ -82,6 +70,7 @@ options:
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
+  - settler.runbook.fingerprints
   - settler.runbook.attributes
 requirements:
   - pgbackrest >= 2.41 on the host where the module runs, which is the server's or one that its configuration knows
@@ -148,7 +137,7 @@ pruned:
 import typing as t
 from pathlib import Path
 
-from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Limits
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import limits_of, limits_spec
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import home_of
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._pgbackrest import TYPES, Options, backup
@@ -162,9 +151,6 @@ FACTS = ("path", "label", "restore_point", "lsn", "restore_command", "bytes", "d
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Back up, or in check mode look whether it could be done."""
     params = module.params
-    limits = Limits(
-        sample_above=params["fingerprint_sample_above"], keys=params["fingerprint_keys"], jobs=max(1, params["jobs"])
-    )
     options = Options(
         directory=Path(params["directory"]),
         run_id=params["run_id"],
@@ -176,7 +162,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         config=params["config"],
         account=params["account"],
         archive_timeout=params["archive_timeout"],
-        limits=limits if params["fingerprints"] else None,
+        limits=limits_of(params) if params["fingerprints"] else None,
     )
     path = home_of(options.directory, params["login_db"]) / options.run_id
     changed = not path.exists()
@@ -204,8 +190,7 @@ def main() -> None:
             "account": {"type": "str", "default": "postgres"},
             "archive_timeout": {"type": "float", "default": 60.0},
             "fingerprints": {"type": "bool", "default": True},
-            "fingerprint_sample_above": {"type": "int", "default": 4294967296},
-            "fingerprint_keys": {"type": "int", "default": 20000},
+            **limits_spec(),
             "jobs": {"type": "int", "default": 2},
         },
     )

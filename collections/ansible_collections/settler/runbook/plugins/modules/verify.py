@@ -265,6 +265,7 @@ catalogue:
 
 import dataclasses
 import datetime as dt
+import functools
 import time
 import typing as t
 from collections import Counter
@@ -272,7 +273,12 @@ from pathlib import Path
 
 from ansible.module_utils.common.yaml import HAS_YAML, yaml_load
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import Snapshot, digest, snapshot
-from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, may_become, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._connection import (
+    connect,
+    connect_as,
+    may_become,
+    set_role,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
     Limits,
@@ -350,14 +356,10 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
 def data(connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any]) -> list[Check]:
     """Compare the data with that of a backup."""
     before = read_fingerprints(Path(params["before"]))
-
-    def session() -> psycopg.Connection[t.Any]:
-        opened = connect(params, application=f"runbook:{params['run_id']}:verify")
-        set_role(opened, params["set_role"])
-        return opened
-
+    application = f"runbook:{params['run_id']}:verify"
+    sessions = functools.partial(connect_as, params, params["set_role"], application=application)
     limits = Limits(jobs=max(1, params["jobs"]))
-    after, now = read_again(connection, session, before, limits, exclude=params["exclude_schemas"])
+    after, now = read_again(connection, sessions, before, limits, exclude=params["exclude_schemas"])
     return compare_data(before, after, now, params["changes"])
 
 
