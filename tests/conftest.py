@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.support import CLUSTERS, throw_away_cluster
 from tools import majors
 from tools.child import stop_on_sigterm
 from tools.cluster import Cluster
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from psycopg.rows import TupleRow
 
-_FOLDER = "settler-pytest-"
 _TEMPLATE = "settler_test_template"
 _numbers = itertools.count(1)
 _WANTED = pytest.StashKey[tuple[int, ...]]()
@@ -163,18 +162,11 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     except ToolError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     _remove_abandoned()
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir="/tmp"))
-    folder.chmod(0o711)  # the account that runs the server has to pass
-    cluster = Cluster(folder / "cluster", fsync=False, port=55001, binaries=binaries)
-    try:
-        cluster.up()
+    with throw_away_cluster(fsync=False, port=55001, binaries=binaries) as made:
         if major is not None:
-            assert cluster.state.major == major
+            assert made.state.major == major
             request.config.stash[_TESTED].add(major)
-        yield cluster
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -282,8 +274,8 @@ def _superuser(cluster: Cluster, dbname: str) -> psycopg.Connection[TupleRow]:
 
 def _remove_abandoned() -> None:
     """Remove clusters of sessions that were killed before they could do it themselves."""
-    for folder in Path("/tmp").glob(f"{_FOLDER}*"):
-        owner = re.match(rf"{_FOLDER}(\d+)-", folder.name)
+    for folder in Path("/tmp").glob(f"{CLUSTERS}*"):
+        owner = re.match(rf"{CLUSTERS}(\d+)-", folder.name)
         if owner and folder.lstat().st_uid == os.geteuid() and not _alive(int(owner.group(1))):
             Cluster(folder / "cluster").down()
             shutil.rmtree(folder)

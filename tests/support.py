@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -25,12 +28,17 @@ from ansible_collections.settler.runbook.plugins.module_utils._files import (
     read_migration,
 )
 
+from tools.cluster import Cluster
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PROJECT = Path(__file__).resolve().parent.parent
 COLLECTIONS = PROJECT / "collections"
 MODULES = COLLECTIONS / "ansible_collections/settler/runbook/plugins/modules"
+
+#: How the folders of throw-away clusters begin.
+CLUSTERS = "settler-pytest-"
 
 T = TypeVar("T")
 
@@ -123,7 +131,9 @@ def call_module(name: str, arguments: Mapping[str, Any], *, check: bool = False)
     """Do a module's work in this process: half a second faster, for tests that do not look at its output."""
     module = importlib.import_module(f"ansible_collections.settler.runbook.plugins.modules.{name}")
     try:
-        result: dict[str, Any] = module.work(SimpleNamespace(params=defaults_of(name) | arguments, check_mode=check))
+        result: dict[str, Any] = module.work(
+            SimpleNamespace(params=defaults_of(name) | dict(arguments), check_mode=check)
+        )
     except RunbookError as error:
         return {"failed": True, **error.as_result()}
     except psycopg.Error as error:
@@ -136,7 +146,7 @@ class Background(threading.Thread, Generic[T]):
 
     def __init__(self, call: Callable[..., T], *arguments: Any) -> None:
         super().__init__(daemon=True)
-        self._call = lambda: call(*arguments)
+        self._call: Callable[[], T] = functools.partial(call, *arguments)
         self._value: T
         self._error: BaseException | None = None
         self.start()
@@ -153,6 +163,23 @@ class Background(threading.Thread, Generic[T]):
         if self._error:
             raise self._error
         return self._value
+
+
+@contextlib.contextmanager
+def throw_away_cluster(**options: Any) -> Iterator[Cluster]:
+    """Yield a running cluster of this session's own, with the options of C(Cluster); it is destroyed afterwards.
+
+    Its folder carries our process's number, so that a later session removes what this one could not.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"{CLUSTERS}{os.getpid()}-", dir="/tmp"))
+    folder.chmod(0o711)  # the account that runs the server has to pass
+    cluster = Cluster(folder / "cluster", **options)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+        shutil.rmtree(folder)
 
 
 def free_port() -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from tests.support import wait_until
 from tools import project
 
 if TYPE_CHECKING:
@@ -25,16 +26,6 @@ if TYPE_CHECKING:
     from tests.ansible.conftest import Deployment
 CHANCE = random.SystemRandom()
 WRONG = "ALTER TABLE jobs DISABLE ROW LEVEL SECURITY;\nDELETE FROM tenants WHERE slug LIKE '%7';\n"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 180) -> Any:
-    """Wait for a condition to be true; return its value."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {condition}")
 
 
 def start(deployment: Deployment, playbook: str, **variables: Any) -> subprocess.Popen[bytes]:
@@ -76,10 +67,10 @@ def test_a_run_killed_in_the_migration_is_followed_by_one_that_succeeds(ready: D
     sleeping = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(120)%'"
 
     process = start(ready, "migrate.yml")
-    wait_for(lambda: ready.query(sleeping))
+    wait_until(lambda: ready.query(sleeping))
     kill(process)
 
-    wait_for(lambda: not ready.query(sleeping), seconds=10)  # the server notices that its client is gone
+    wait_until(lambda: not ready.query(sleeping), timeout=10)  # the server notices that its client is gone
     assert ready.query("SELECT to_regclass('public.half')") == [(None,)]
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
         ready.connect(user="app")  # killed inside the window: the safe side
@@ -98,7 +89,7 @@ def test_a_run_killed_in_the_backup_leaves_nothing_that_looks_like_one(ready: De
         blocker.execute("BEGIN")
         blocker.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")  # pg_dump waits for it
         process = start(ready, "backup.yml")
-        wait_for(lambda: list(backups.glob(".*.partial")))
+        wait_until(lambda: list(backups.glob(".*.partial")))
         kill(process)
     assert [path.name for path in backups.iterdir() if not path.name.startswith(".")] == []
 
@@ -138,7 +129,7 @@ def killed_after(deployment: Deployment, seconds: float, playbook: str, **variab
         process.wait(seconds)
     kill(process)
     ours = f"datname LIKE '{deployment.database}%' OR application_name LIKE 'runbook:{variables['runbook_run_id']}:%'"
-    wait_for(lambda: not deployment.query(f"SELECT FROM pg_stat_activity WHERE {ours}", "postgres"), seconds=120)
+    wait_until(lambda: not deployment.query(f"SELECT FROM pg_stat_activity WHERE {ours}", "postgres"))
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.ansible.test_killed import kill, start, wait_for
+from tests.ansible.test_killed import kill, start
+from tests.support import wait_until
 
 if TYPE_CHECKING:
     from tests.ansible.conftest import Deployment
@@ -67,7 +68,7 @@ def test_run_whose_window_another_one_took_over_applies_nothing(ready: Deploymen
         blocker.execute("BEGIN")
         blocker.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")  # keeps the first run in its backup
         process = start(ready, "migrate.yml")
-        wait_for(lambda: list(backups.glob(".*.partial")))
+        wait_until(lambda: list(backups.glob(".*.partial")))
         with ready.connect("postgres") as other:
             change = sql.SQL("{} CONNECT ON DATABASE {} {} {}").format(
                 sql.SQL(what),
@@ -93,7 +94,7 @@ def test_window_of_a_killed_run_is_taken_over_at_once(ready: Deployment) -> None
         blocker.execute("BEGIN")
         blocker.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         process = start(ready, "migrate.yml")
-        wait_for(lambda: list(backups.glob(".*.partial")))
+        wait_until(lambda: list(backups.glob(".*.partial")))
         kill(process)
     assert not may_connect(ready)
     run = ready.play("migrate.yml", verify_unexpected="ignore")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests.ansible.test_killed import kill, start, wait_for
-from tools.cluster import Cluster
+from tests.ansible.test_killed import kill, start
+from tests.support import throw_away_cluster, wait_until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.ansible.conftest import Deployment, Run
 
 RUN = "20260101t000000-test"
@@ -183,11 +182,8 @@ def test_what_is_wrong_after_a_rollback_is_told_and_keeps_nobody_out(ready: Depl
 
 def test_a_drill_on_another_server_proves_the_backup_here(ready: Deployment) -> None:
     assert ready.play("backup.yml", runbook_run_id=RUN).rc == 0
-    folder = Path(tempfile.mkdtemp(prefix="settler-pytest-other-", dir="/tmp"))
-    folder.chmod(0o711)  # the account that runs the server has to pass
-    other = Cluster(folder / "cluster", fsync=False, port=55103)
-    try:
-        state = other.up()
+    with throw_away_cluster(fsync=False, port=55103) as other:
+        state = other.state
         with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
             for role in ("owner", "app"):
                 server.execute(f"CREATE ROLE {ready.prefix}_{role}")
@@ -202,9 +198,6 @@ def test_a_drill_on_another_server_proves_the_backup_here(ready: Deployment) -> 
         with psycopg.connect(other.conninfo("postgres")) as server:
             left = server.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall()
         assert left == [("postgres",)]
-    finally:
-        other.down()
-        shutil.rmtree(folder)
     backup = ready.folder / "inventory" / "backups" / ready.database / RUN
     assert json.loads((backup / "proven.json").read_text(encoding="utf-8"))["verified"]
     event = "SELECT event, detail ->> 'backup' FROM runbook.events ORDER BY id DESC LIMIT 1"
@@ -242,9 +235,9 @@ def test_a_run_killed_in_its_rollback_can_be_taken_back_by_hand(ready: Deploymen
     rolling = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'runbook:%:restore'"
 
     process = start(ready, "migrate.yml")
-    wait_for(lambda: ready.query(rolling, "postgres"))
+    wait_until(lambda: ready.query(rolling, "postgres"))
     kill(process)
-    wait_for(lambda: not ready.query(rolling, "postgres"), seconds=30)
+    wait_until(lambda: not ready.query(rolling, "postgres"), timeout=30)
 
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
         ready.connect(user="app")

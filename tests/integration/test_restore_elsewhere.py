@@ -7,12 +7,9 @@ import datetime as dt
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -20,9 +17,16 @@ from ansible_collections.settler.runbook.plugins.module_utils import _manifest
 from psycopg import sql
 
 from tests.integration.test_rollback import content, named, readable, swap_back
-from tests.support import call_module, defaults_of, login, run_module, start_module, wait_until
+from tests.support import (
+    call_module,
+    defaults_of,
+    login,
+    run_module,
+    start_module,
+    throw_away_cluster,
+    wait_until,
+)
 from tools import majors
-from tools.cluster import Cluster
 from tools.processes import servers_of
 
 SCHEMA = """
@@ -39,16 +43,9 @@ CHANCE = random.SystemRandom()
 @pytest.fixture
 def other(request):
     """Yield a cluster of another major, or for 0 one more of the machine's own PostgreSQL."""
-    folder = Path(tempfile.mkdtemp(prefix="settler-pytest-other-", dir="/tmp"))
-    folder.chmod(0o711)
     binaries = majors.ensure(request.param) if request.param else None
-    made = Cluster(folder / "cluster", fsync=False, port=55101, binaries=binaries)
-    try:
-        made.up()
+    with throw_away_cluster(fsync=False, port=55101, binaries=binaries) as made:
         yield made
-    finally:
-        made.down()
-        shutil.rmtree(folder)
 
 
 def fill(cluster):
@@ -104,11 +101,7 @@ def test_backup_of_14_comes_back_on_the_machines_own_and_on_the_newest(other, cl
     made = call("backup", other, tmp_path)
     assert made["rows"] == 250
     assert call("drill", cluster, tmp_path)["fingerprints"] == 2
-    folder = Path(tempfile.mkdtemp(prefix="settler-pytest-newest-", dir="/tmp"))
-    folder.chmod(0o711)
-    newest = Cluster(folder / "cluster", fsync=False, port=55102, binaries=majors.ensure(18))
-    try:
-        newest.up()
+    with throw_away_cluster(fsync=False, port=55102, binaries=majors.ensure(18)) as newest:
         result = call("drill", newest, tmp_path)
         assert result["server_version"].startswith("18")
         assert (result["rows"], result["fingerprints"]) == (250, 2)
@@ -116,9 +109,6 @@ def test_backup_of_14_comes_back_on_the_machines_own_and_on_the_newest(other, cl
             assert session.execute("SELECT count(*), max(name) FROM names").fetchone() == (49, "tenant ü 9")
         call("drill", newest, tmp_path, state="absent")
         assert databases(newest) == {"postgres", "template0", "template1"}
-    finally:
-        newest.down()
-        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("other", [14], indirect=True)
@@ -142,11 +132,11 @@ def test_server_that_crashes_in_the_middle_of_a_restore_has_its_database_afterwa
     after = seen()
     with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
         process = call("restore", other, tmp_path, how=start_module, run_id="dies")
-        pid = wait_until(pids, timeout=120)[0]
+        pid = wait_until(pids)[0]
         os.kill(pid, signal.SIGKILL)
-    output, _errors = process.communicate(timeout=1200)
+    output, _errors = process.communicate(timeout=300)
     assert json.loads(output)["failed"]
-    wait_until(lambda: is_back(other), timeout=120)
+    wait_until(lambda: is_back(other))
     assert seen() == after
 
     result = call("restore", other, tmp_path, lost_directory=str(tmp_path / "lost"), only_run="", src=None,
@@ -194,7 +184,7 @@ def killed_in(process, cluster, seconds):
     for pid in servers_of(cluster.data):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    output, errors = process.communicate(timeout=1200)
+    output, errors = process.communicate(timeout=300)
     assert "Traceback" not in output + errors, output + errors
     cluster.up()
     return json.loads(output)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
-import tempfile
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -22,9 +20,19 @@ from ansible_collections.settler.runbook.plugins.module_utils._migrate import mi
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome
 from psycopg import sql
 
-from tests.support import files, run_module, start_module, write_migrations
-from tools.cluster import Cluster
+from tests.support import (
+    files,
+    login,
+    run_module,
+    start_module,
+    throw_away_cluster,
+    wait_until,
+    write_migrations,
+)
 from tools.processes import servers_of
+
+if TYPE_CHECKING:
+    from tools.cluster import Cluster
 
 COUNT = 60
 STEPS = [f"CREATE TABLE t{number} (i) AS VALUES (1);" for number in range(COUNT)]
@@ -60,11 +68,7 @@ class Server:
         self.cluster.up()
 
     def parameters(self, database):
-        state = self.cluster.state
-        return {
-            "login_host": state.host, "login_port": state.port, "login_user": state.user,
-            "login_password": state.password, "login_db": database, "ssl_mode": "prefer",
-        }  # fmt: skip
+        return login(self.cluster, database)
 
     def apply(self, database, steps):
         outcome = Outcome()
@@ -76,15 +80,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server():
-    folder = Path(tempfile.mkdtemp(prefix="settler-pytest-crash-", dir="/tmp"))
-    folder.chmod(0o711)
-    cluster = Cluster(folder / "cluster", port=55201)
-    try:
-        cluster.up()
+    with throw_away_cluster(port=55201) as cluster:
         yield Server(cluster)
-    finally:
-        cluster.down()
-        shutil.rmtree(folder)
 
 
 def test_commit_that_nobody_waits_for_is_lost_here(server):
@@ -154,7 +151,5 @@ def test_run_after_a_crash_in_the_middle_ends_as_if_nothing_had_happened(server,
 
 def wait_for_ledger(server, database):
     """Return once the run's first file is seen."""
-    deadline = time.monotonic() + 120
     with psycopg.connect(server.cluster.conninfo(database), autocommit=True) as session:
-        while not session.execute("SELECT to_regclass('runbook.migrations') IS NOT NULL").fetchone()[0]:
-            assert time.monotonic() < deadline
+        wait_until(lambda: session.execute("SELECT to_regclass('runbook.migrations') IS NOT NULL").fetchone()[0])
