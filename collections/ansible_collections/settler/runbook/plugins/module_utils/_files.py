@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import re
 import typing as t
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._directives import Directives, read_directives
@@ -29,6 +29,7 @@ _NAME = re.compile(
     r"(?P<verify>\.verify)?\.sql"
 )
 _BOM = "\ufeff"
+_VERIFY = ".verify.sql"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class MigrationFile:
     folder: str = ""
     verify: MigrationFile | None = None
 
-    @property
+    @functools.cached_property
     def file(self) -> str:
         """The file's name, which identifies it in the ledger."""
         return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
@@ -92,38 +93,33 @@ def read_migrations(directory: str | Path, optional: t.Sequence[str] = ()) -> li
     return sorted(found, key=lambda file: file.kind == REPEATABLE)
 
 
-def _read_folder(folder: Path, name: str) -> list[MigrationFile]:
+def _read_folder(folder: Path, optional: str) -> list[MigrationFile]:
     """Read one folder, in order, each file with its C(.verify.sql)."""
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".sql"]
-    checks = {path.name.removesuffix(".verify.sql"): path for path in paths if path.name.endswith(".verify.sql")}
-    files = [
-        replace(read_migration(path), folder=name)
-        for path in paths
-        if path.name not in {c.name for c in checks.values()}
-    ]
-    files.sort(key=lambda file: (file.order, file.path.name))
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() == ".sql")
+    checks = {name for name in names if name.endswith(_VERIFY)}
+    files = []
+    for name in (name for name in names if not name.endswith(_VERIFY)):
+        check = name.removesuffix(".sql") + _VERIFY
+        verify = read_migration(folder / check) if check in checks else None
+        files.append(read_migration(folder / name, optional, verify))
+        checks.discard(check)
+    files.sort(key=lambda file: file.order)  # stable: of one version, the names decide
     for earlier, later in itertools.pairwise(file for file in files if file.version):
         if earlier.order == later.order:
             raise RunbookError(
                 f"{later.path}: version {later.version} is taken by {earlier.file}",
                 hint="Two branches have used one number: rename the file that is applied nowhere yet.",
             )
-    with_checks = [
-        replace(file, verify=read_migration(checks.pop(stem)))
-        if (stem := file.path.name.removesuffix(".sql")) in checks
-        else file
-        for file in files
-    ]
-    for orphan in checks.values():
+    for orphan in sorted(checks):
         raise RunbookError(
-            f"{orphan}: there is no {orphan.name.replace('.verify.sql', '.sql')} that it could verify",
+            f"{folder / orphan}: there is no {orphan.removesuffix(_VERIFY)}.sql that it could verify",
             hint="It runs after the migration of the same name.",
         )
-    return with_checks
+    return files
 
 
-def read_migration(path: Path) -> MigrationFile:
-    """Read one file; the errors are those of M(read_migrations)."""
+def read_migration(path: Path, optional: str = "", verify: MigrationFile | None = None) -> MigrationFile:
+    """Read one file, of an C(optional) folder or of none; the errors are those of M(read_migrations)."""
     match = _NAME.fullmatch(path.name)
     if not match:
         raise RunbookError(
@@ -133,7 +129,16 @@ def read_migration(path: Path) -> MigrationFile:
         )
     kind = REPEATABLE if match["repeatable"] else BATCH if match["batch"] else VERSIONED
     text = decode(path.read_bytes(), path)
-    return MigrationFile(match["version"] or "", match["name"] or match["repeatable"], path, text, checksum(text), kind)
+    return MigrationFile(
+        match["version"] or "",
+        match["name"] or match["repeatable"],
+        path,
+        text,
+        checksum(text),
+        kind,
+        optional,
+        verify,
+    )
 
 
 def decode(content: bytes, path: Path) -> str:

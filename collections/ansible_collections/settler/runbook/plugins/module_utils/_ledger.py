@@ -160,12 +160,12 @@ class Ledger:
         self._with_row = set()
         if not self.exists():
             return []
-        # through JSON, because a ledger that an older version made lacks columns
+        # A ledger that an older version made lacks columns: there their names mean what stands around the table.
         found = self.connection.execute(
             self._compose(
-                "SELECT file, version, checksum, to_char(applied_at, 'YYYY-MM-DD HH24:MI:SSOF'), run_id, "
-                "coalesce(to_jsonb(m)->>'state', 'applied'), coalesce(to_jsonb(m)->>'kind', 'versioned') "
-                "FROM {schema}.migrations m"
+                "SELECT known.* FROM (VALUES ('applied', 'versioned')) AS missing (state, kind), LATERAL (SELECT "
+                "file, version, checksum, to_char(applied_at, 'YYYY-MM-DD HH24:MI:SSOF'), run_id, state, kind "
+                "FROM {schema}.migrations) AS known"
             )
         )
         rows = [LedgerRow(*row) for row in found]

@@ -23,6 +23,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._work import (
     Work,
     broke_at_commit,
     give_up_transaction,
+    literal,
     record_failure,
     verify,
 )
@@ -36,13 +37,15 @@ _OPEN: t.LiteralString = (
     "BEGIN; SELECT pg_current_xact_id()::text, "
     + HOLDS_KEY.replace("%(key)s", "{key}")
     + ", pg_current_wal_insert_lsn()::text, set_config('lock_timeout', {lock_timeout}, false), "
-    "set_config('statement_timeout', {statement_timeout}, false){restore_point}; {role}"
+    "set_config('statement_timeout', {statement_timeout}, false)"
 )
 
 #: Goes first: fails, with words that come from nowhere else, in any other transaction than the file's own.
-_SAME = """SELECT CASE pg_catalog.pg_current_xact_id()::text WHEN {transaction} THEN true
-    ELSE ({ended} || pg_catalog.pg_current_xact_id()::text)::boolean END"""
 _ENDED = "runbook: this is another transaction: "
+_SAME = (
+    "SELECT CASE pg_catalog.pg_current_xact_id()::text WHEN '%d' THEN true "
+    f"ELSE ('{_ENDED}' || pg_catalog.pg_current_xact_id()::text)::boolean END"
+).encode()
 #: The server writes its log in order. So only the last commit of a row of files waits for the disk: a crash before it
 #: takes away the last files together with their ledger rows, and the next run applies them.
 _COMMIT_LATER = b"SET LOCAL synchronous_commit = off"
@@ -172,29 +175,20 @@ def _open(work: Work, script: Script) -> Opened:
 
 def _opening(work: Work, script: Script) -> tuple[bytes, str | None]:
     """Return the statements that begin the transaction of a file, and the name of the restore point."""
-    name = f"runbook:{work.options.run_id}:{script.file.file}"[:63] if work.restore_points else None
-    return _begin(work.connection, work.key, work.timeouts(script), work.role_of(script), name), name
+    begin = _begin(work.connection, work.key, work.timeouts(script))
+    role = _role(work.connection, work.role_of(script))
+    if not work.restore_points:
+        return b"; ".join([begin, role]), None
+    name = f"runbook:{work.options.run_id}:{script.file.file}"[:63]
+    point = b", pg_create_restore_point(%b)" % literal(work.connection, name).encode()
+    return b"; ".join([begin + point, role]), name
 
 
 @functools.lru_cache(maxsize=8)
-def _begin(
-    connection: psycopg.Connection[t.Any],
-    key: int,
-    timeouts: tuple[str, str],
-    role: str | None,
-    restore_point: str | None,
-) -> bytes:
+def _begin(connection: psycopg.Connection[t.Any], key: int, timeouts: tuple[str, str]) -> bytes:
     """Compose what begins a transaction: the same for most files."""
-    lock_timeout, statement_timeout = timeouts
-    query = sql.SQL(_OPEN).format(
-        key=sql.Literal(key),
-        restore_point=sql.SQL(", pg_create_restore_point({})").format(sql.Literal(restore_point))
-        if restore_point
-        else sql.SQL(""),
-        lock_timeout=sql.Literal(lock_timeout),
-        statement_timeout=sql.Literal(statement_timeout),
-        role=_role(role),
-    )
+    lock_timeout, statement_timeout = map(sql.Literal, timeouts)
+    query = sql.SQL(_OPEN).format(key=sql.Literal(key), lock_timeout=lock_timeout, statement_timeout=statement_timeout)
     return query.as_bytes(connection)
 
 
@@ -212,9 +206,8 @@ def _commit(work: Work, record: bytes, transaction: str, following: Script | Non
     reset has a transaction of its own: what follows takes its defaults from before it begins.
     """
     connection = work.connection
-    same = sql.SQL(_SAME).format(transaction=sql.Literal(transaction), ended=sql.Literal(_ENDED)).as_bytes(connection)
-    parts = [same, _as_owner(connection, work.options.role), _COMMIT_LATER if following else _COMMIT_NOW, record]
-    parts.append(b"COMMIT")
+    how = _COMMIT_LATER if following else _COMMIT_NOW
+    parts = [_SAME % int(transaction), _as_owner(connection, work.options.role), how, record, b"COMMIT"]
     restore_point = None
     if following:
         query, restore_point = _opening(work, following)
@@ -239,10 +232,9 @@ def _is_other(error: psycopg.Error) -> bool:
     return _ENDED in (error.diag.message_primary or "")
 
 
-@functools.lru_cache(maxsize=8)
 def _as_owner(connection: psycopg.Connection[t.Any], role: str | None) -> bytes:
     """Return the two statements that turn back to the ledger's owner inside the file's transaction."""
-    return sql.SQL("RESET SESSION AUTHORIZATION; {}").format(_role(role)).as_bytes(connection)
+    return b"RESET SESSION AUTHORIZATION; " + _role(connection, role)
 
 
 @functools.lru_cache(maxsize=8)
@@ -250,9 +242,10 @@ def _reset(connection: psycopg.Connection[t.Any]) -> bytes:
     return reset_call(connection).as_bytes(connection)
 
 
-def _role(role: str | None) -> sql.Composable:
+@functools.lru_cache(maxsize=8)
+def _role(connection: psycopg.Connection[t.Any], role: str | None) -> bytes:
     """Return the command that takes a role: one in any case, so that what it stands among can be counted."""
-    return sql.SQL("SET ROLE {}").format(sql.Identifier(role)) if role else sql.SQL("RESET ROLE")
+    return sql.SQL("SET ROLE {}").format(sql.Identifier(role)).as_bytes(connection) if role else b"RESET ROLE"
 
 
 def _assert_not_committed(connection: psycopg.Connection[t.Any], transaction: str, file: MigrationFile) -> None:
