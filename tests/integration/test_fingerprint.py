@@ -42,6 +42,10 @@ INSERT INTO months SELECT g, '2026-01-01'::date + g::int FROM generate_series(1,
 CREATE TABLE "odd "" name" ("a ""column" integer PRIMARY KEY, "_runbook" text);
 INSERT INTO "odd "" name" VALUES (1, NULL);
 CREATE TABLE empty ();
+CREATE TABLE moments (id integer PRIMARY KEY, at timestamptz, code char(4));
+INSERT INTO moments VALUES (1, 'infinity', 'a'), (2, '-infinity', ''), (3, '1883-11-18 12:03:57-04:56:02', 'é  '),
+    (4, '294276-12-31 23:59:59.999999+00', NULL), (5, NULL, 'abcd');
+ANALYZE;
 """
 
 
@@ -102,7 +106,7 @@ def test_nothing_that_keeps_the_data_changes_it(database: Database) -> None:
         )
         == []
     )
-    assert len(database.before) == 6
+    assert len(database.before) == 7
     assert database.before["public.months"].rows == 60
 
 
@@ -122,6 +126,12 @@ def test_nothing_that_keeps_the_data_changes_it(database: Database) -> None:
         ("UPDATE jobs SET raw = set_byte(raw, 3, get_byte(raw, 3) # 1) WHERE n = 3", {"public.jobs.raw"}),
         ("UPDATE jobs SET price = price + 1e-9 WHERE n = 3", {"public.jobs.price"}),
         ("UPDATE jobs SET made = '1950-01-02' WHERE n = 3", {"public.jobs.made"}),
+        ("UPDATE jobs SET amount = -amount WHERE n = 3", {"public.jobs.amount"}),
+        ('UPDATE jobs SET rules = \'{"n": -3, "x": 1.0}\' WHERE n = 3', {"public.jobs.rules"}),
+        ('UPDATE jobs SET rules = \'{"n": 3, "x": 1.00}\' WHERE n = 3', {"public.jobs.rules"}),
+        ("UPDATE moments SET at = '-infinity' WHERE id = 1", {"public.moments.at"}),
+        ("UPDATE moments SET code = 'e' WHERE id = 3", {"public.moments.code"}),
+        ("ALTER TABLE moments ALTER code TYPE text", {"public.moments.code"}),
         # two rows change places: sums without the key would be equal
         ("UPDATE jobs SET n = 7 - n WHERE n IN (3, 4)", {"public.jobs.n"}),
         ("UPDATE pairs SET c = NULL WHERE a = 1", {"public.pairs.c"}),
@@ -165,6 +175,17 @@ def test_a_part_of_a_large_table_is_always_the_same(new_database: NewDatabase, c
     assert "public.jobs" in [name for _check, name, _hint in database.wrong("DELETE FROM jobs WHERE n = 3")]
 
 
+def test_a_table_that_has_grown_keeps_no_more_keys_than_wanted(new_database: NewDatabase, connect: Connect) -> None:
+    database = Database(new_database(), connect, Limits(keys=30, part_blocks=2))
+    assert database.before["public.moments"].keys_sample == 1
+    database.connection.execute("INSERT INTO moments (id) SELECT generate_series(10, 30000); ANALYZE moments")
+    moments = database.read(database.before)["public.moments"]
+    assert moments.keys is not None
+    assert len(moments.keys) < 200
+    [row] = [row for row in compare(database.before, {"public.moments": moments}, []) if row.object == "public.moments"]
+    assert (row.status, row.hint.startswith("If that was meant")) == ("failed", True), "no key is said to be gone"
+
+
 def test_large_objects_count(database: Database) -> None:
     database.connection.execute("SELECT lo_from_bytea(4711, 'content')")
     before = database.before = database.read()
@@ -174,8 +195,8 @@ def test_large_objects_count(database: Database) -> None:
 
 
 def test_the_hashes_are_the_same_on_every_server(database: Database) -> None:
-    told = {name: one.columns for name, one in database.before.items() if name in ("public.pairs", "public.loose")}
-    assert told == {
+    known = ("public.pairs", "public.loose", "public.moments")
+    assert {name: one.columns for name, one in database.before.items() if name in known} == {
         "public.pairs": {
             "a": "int:-23815857511325911098",
             "b": "string:-1682913591805547849",
@@ -185,5 +206,10 @@ def test_the_hashes_are_the_same_on_every_server(database: Database) -> None:
             "v": "int:-11502159564656999230",
             "w": "string:-183907160088260085600",
             "(row)": "text:95028477407840758780",
+        },
+        "public.moments": {
+            "id": "int:18773162843623852695",
+            "at": "timestamptz:-4614378910994578353",
+            "code": "bpchar:-22087569782240243502",
         },
     }

@@ -437,6 +437,34 @@ def test_client_that_will_not_leave_stops_the_swap_and_is_named(call, database, 
     assert result["method"] == "snapshot"
 
 
+def test_autovacuum_at_work_stops_no_snapshot_and_no_rollback(call, database, connect, server, monkeypatch):
+    monkeypatch.setattr(_swap, "LEAVE_SECONDS", 0.5)
+
+    def begin_to_vacuum():
+        with connect(database) as session:  # a page in a tenth of a second, more than can be done meanwhile
+            session.execute(
+                "CREATE TABLE IF NOT EXISTS wide (id int, v text) WITH (autovacuum_vacuum_cost_delay = 100, "
+                "autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 0, "
+                "autovacuum_vacuum_scale_factor = 0); "
+                "INSERT INTO wide SELECT n, repeat('x', 1000) FROM generate_series(1, 5000) n; UPDATE wide SET id = 0; "
+                "ALTER TABLE wide OWNER TO settler_owner"
+            )
+        at_work = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND backend_type = 'autovacuum worker'"
+        return wait_until(lambda: server.execute(at_work, [database]).fetchone())
+
+    try:
+        server.execute("ALTER SYSTEM SET autovacuum_naptime = 1")
+        server.execute("SELECT pg_reload_conf()")
+        begin_to_vacuum()
+        assert call("snapshot", database)["changed"]
+        begin_to_vacuum()
+        told = call("restore", database, confirm=database, accept_data_loss=True)
+        assert told.get("method") == "snapshot", told["msg"]
+    finally:
+        server.execute("ALTER SYSTEM RESET autovacuum_naptime")
+        server.execute("SELECT pg_reload_conf()")
+
+
 def test_second_rollback_at_the_same_time_is_refused(call, database, server, monkeypatch):
     call("backup", database)
     monkeypatch.setattr(_swap, "LEAVE_SECONDS", 0.3)

@@ -202,7 +202,8 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
             process = start_program(command, environment, inherits=[place.descriptor])
             place.note_group(process.pid)
             try:  # counting beside the dump costs nothing: it waits for the server, in the same snapshot
-                content, data = _content(connection, options), _fingerprints(params, options, connection, facts)
+                data = _fingerprints(params, options, connection, facts)
+                content = _content(connection, options, data)
             except BaseException as error:
                 end_program(process)
                 if isinstance(error, psycopg.Error):
@@ -232,9 +233,11 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
     return manifest
 
 
-def _content(connection: psycopg.Connection[t.Any], options: Options) -> dict[str, t.Any]:
+def _content(
+    connection: psycopg.Connection[t.Any], options: Options, data: t.Mapping[str, Fingerprint]
+) -> dict[str, t.Any]:
     """Return what the manifest says of the database, and its catalogue, in the snapshot of the dump."""
-    rows = row_counts(connection)
+    rows = row_counts(connection, {name: one.rows for name, one in data.items()})
     catalogue = snapshot(connection)
     return {
         "properties": properties(connection),

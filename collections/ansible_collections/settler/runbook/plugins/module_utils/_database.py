@@ -130,16 +130,22 @@ _ATTRIBUTES: dict[str, t.LiteralString] = {
 }
 
 
-def row_counts(connection: psycopg.Connection[t.Any]) -> dict[str, int]:
-    """Return the exact number of rows of every table, in the transaction's snapshot."""
-    tables = connection.execute(_TABLES).fetchall()
-    if not tables:
-        return {}
-    counts = sql.SQL(" UNION ALL ").join(
-        sql.SQL("SELECT {}, count(*) FROM {}").format(sql.Literal(f"{schema}.{name}"), sql.Identifier(schema, name))
-        for schema, name in tables
-    )
-    return dict(connection.execute(counts).fetchall())
+def row_counts(connection: psycopg.Connection[t.Any], known: t.Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return the exact number of rows of every table, in the transaction's snapshot.
+
+    Args:
+        connection: a role that sees all rows.
+        known: numbers of rows that were counted in this snapshot already, by C(schema.table).
+    """
+    known = known or {}
+    tables = {f"{schema}.{name}": sql.Identifier(schema, name) for schema, name in connection.execute(_TABLES)}
+    counts = [
+        sql.SQL("SELECT {}, count(*) FROM {}").format(sql.Literal(name), table)
+        for name, table in tables.items()
+        if name not in known
+    ]
+    found = dict(connection.execute(sql.SQL(" UNION ALL ").join(counts)).fetchall()) if counts else {}
+    return {name: known[name] if name in known else found[name] for name in tables}
 
 
 def blind_tables(connection: psycopg.Connection[t.Any]) -> list[str]:

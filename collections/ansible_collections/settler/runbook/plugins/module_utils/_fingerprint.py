@@ -43,9 +43,11 @@ _SETTINGS: t.LiteralString = (
 #: Tables, each with its columns and the columns of a key; partitions belong to their root.
 _TABLES = """
 SELECT n.nspname, c.relname, c.relkind = 'p', array_agg(a.attname::text ORDER BY a.attnum),
-    array_agg(CASE WHEN y.typname IN ('int2', 'int4', 'int8') THEN 'int'
+    array_agg(CASE WHEN y.typnamespace <> 'pg_catalog'::regnamespace THEN 'text'
+              WHEN y.typname IN ('int2', 'int4', 'int8') THEN 'int'
               WHEN y.typname IN ('text', 'varchar') THEN 'string'
-              WHEN y.typname IN ('uuid', 'timestamp', 'bool') THEN y.typname ELSE 'text' END ORDER BY a.attnum),
+              WHEN y.typname IN ('uuid', 'timestamp', 'timestamptz', 'bool', 'bpchar') THEN y.typname
+              ELSE 'text' END ORDER BY a.attnum),
     coalesce((SELECT array_agg(k.attname::text ORDER BY position)
               FROM (SELECT i.indrelid, i.indkey FROM pg_catalog.pg_index i
                     WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indimmediate
@@ -65,14 +67,16 @@ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> '
 GROUP BY c.oid, n.nspname, c.relname, c.relkind ORDER BY 1, 2
 """
 
-#: The relations that hold the rows of tables, with their size in blocks and in bytes, values out of line included.
+#: The relations that hold the rows of tables, with their size in blocks and in bytes, values out of line included, and
+#: about how many rows they have: what ANALYZE has seen, but not less than a full table has of wide rows.
 _LEAVES = """
-SELECT n.nspname, c.relname, ln.nspname, l.relname, pg_relation_size(l.oid) / current_setting('block_size')::int,
-    pg_table_size(l.oid)
+SELECT n.nspname, c.relname, ln.nspname, l.relname, b.blocks, pg_table_size(l.oid),
+    greatest(l.reltuples::bigint, b.blocks * 20)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace,
     LATERAL (SELECT c.oid AS oid WHERE c.relkind = 'r'
              UNION ALL SELECT relid::oid FROM pg_partition_tree(c.oid) WHERE isleaf) r
-JOIN pg_catalog.pg_class l ON l.oid = r.oid JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+JOIN pg_catalog.pg_class l ON l.oid = r.oid JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace,
+    LATERAL (SELECT pg_relation_size(l.oid) / current_setting('block_size')::int AS blocks) b
 WHERE (n.nspname, c.relname) IN (SELECT * FROM unnest(%s::text[], %s::text[])) AND l.relkind IN ('r', 'f')
 """
 
@@ -82,10 +86,13 @@ FROM pg_catalog.pg_largeobject_metadata WHERE pg_has_role(lomowner, 'USAGE')
 """
 
 #: How a value is hashed, by its family: one hash for all widths of integers, so that widening a column keeps it.
+#: PostgreSQL's hash of numeric is the same for 5 and -5 and for 1 and 1.00, in jsonb too: there the text counts.
 _HASHES: dict[str, t.LiteralString] = {
     "int": "hashint8extended({column}::int8, {seed})",
     "uuid": "uuid_hash_extended({column}, {seed})",
     "timestamp": "timestamp_hash_extended({column}, {seed})",
+    "timestamptz": "timestamp_hash_extended(timezone(interval '0', {column}), {seed})",
+    "bpchar": 'hashbpcharextended({column} COLLATE "C", {seed})',
     "bool": "hashint8extended({column}::int::int8, {seed})",
     "string": 'hashtextextended({column} COLLATE "C", {seed})',
     "text": 'hashtextextended({column}::text COLLATE "C", {seed})',
@@ -93,6 +100,8 @@ _HASHES: dict[str, t.LiteralString] = {
 
 #: Stands for all columns of a table without a key, and for the content of large objects.
 ROW = "(row)"
+#: How many times more keys than wanted are kept, if that has them compared with those of before.
+_GROWTH = 20
 _SEED: t.LiteralString = "_runbook_seed"
 LARGE_OBJECTS = "large objects"
 
@@ -164,11 +173,15 @@ class Fingerprint:
 
 
 class _Part(t.NamedTuple):
-    """Blocks of a relation that one query reads; the last part of a relation has no end."""
+    """Blocks of a relation that one query reads; the last part of a relation has no end.
+
+    Each C(sample)-th row is hashed, of each C(keys_sample)-th the key is kept, if it is not 0.
+    """
 
     table: Table
     relation: sql.Identifier
     sample: int
+    keys_sample: int
     first: int
     end: int | None
 
@@ -225,25 +238,22 @@ def fingerprints(
     with begin() as connection:
         parts = _parts(connection, tables, limits, samples)
         large_objects = _large_objects(connection)
-    totals = _totals(begin, parts, max(1, limits.jobs))
-    sampled = {part.table.qualified: part.sample for part in parts}
+    read = _read(begin, parts, max(1, limits.jobs))
     result = {}
-    with begin() as connection:
-        for table in tables:
-            name = table.qualified
-            rows, *sums = totals.get(name, [0] * (1 + len(_names(table))))
-            every = samples[name].keys_sample if name in samples else max(1, rows // max(limits.keys, 1))
-            result[name] = Fingerprint(
-                rows,
-                {
-                    column: f"{table.columns.get(column, 'text')}:{total}"
-                    for column, total in zip(_names(table), sums, strict=True)
-                },
-                table.key,
-                sampled.get(name, 1),
-                every,
-                dict(connection.execute(_keys(table, every)).fetchall()) if table.key and limits.keys else None,
-            )
+    for table in tables:
+        name = table.qualified
+        sample, keys_sample, total = read.get(name, (1, 1, _Total(0, [0] * len(_names(table)), {})))
+        result[name] = Fingerprint(
+            total.rows,
+            {
+                column: f"{table.columns.get(column, 'text')}:{hashes}"
+                for column, hashes in zip(_names(table), total.sums, strict=True)
+            },
+            table.key,
+            sample,
+            max(keys_sample, 1),
+            total.keys if table.key and keys_sample else None,
+        )
     return result | large_objects
 
 
@@ -305,28 +315,43 @@ def _large_objects(connection: psycopg.Connection[t.Any]) -> dict[str, Fingerpri
     return {LARGE_OBJECTS: Fingerprint(row[0], {ROW: f"text:{row[1]}"})} if row and row[0] else {}
 
 
-def _totals(
+class _Total(t.NamedTuple):
+    """What was read: how many rows, the sum of each column's hashes, hashes of rows by the text of their keys."""
+
+    rows: int
+    sums: list[int]
+    keys: dict[str, str]
+
+    def plus(self, other: _Total) -> _Total:
+        """Return the total of both."""
+        sums = [one + another for one, another in zip(self.sums, other.sums, strict=True)]
+        return _Total(self.rows + other.rows, sums, self.keys | other.keys)
+
+
+def _read(
     begin: t.Callable[[], psycopg.Connection[t.Any]], parts: t.Sequence[_Part], jobs: int
-) -> dict[str, list[int]]:
-    """Read all parts, several sessions at a time; return by table the number of rows and the sums."""
+) -> dict[str, tuple[int, int, _Total]]:
+    """Read all parts, several sessions at a time; return by table the samples of rows and keys, and the total."""
     queue: SimpleQueue[_Part] = SimpleQueue()
     for part in parts:
         queue.put(part)
 
-    def read() -> list[tuple[str, list[int]]]:
+    def read() -> list[tuple[_Part, _Total]]:
         done = []
         with begin() as connection, contextlib.suppress(Empty):
             while part := queue.get_nowait():
-                row = connection.execute(_sums(part)).fetchone()
+                row = connection.execute(_query(part)).fetchone()
                 assert row is not None
-                done.append((part.table.qualified, [int(value) for value in row]))
+                done.append((part, _Total(row[0], [int(value) for value in row[2:]], row[1] or {})))
         return done
 
-    totals: dict[str, list[int]] = {}
+    totals: dict[str, tuple[int, int, _Total]] = {}
     with ThreadPoolExecutor(jobs) as pool:
         for future in [pool.submit(read) for _worker in range(min(jobs, len(parts)))]:
-            for name, row in future.result():
-                totals[name] = [one + other for one, other in zip(totals.get(name, [0] * len(row)), row, strict=True)]
+            for part, total in future.result():
+                name = part.table.qualified
+                whole = totals[name][2].plus(total) if name in totals else total
+                totals[name] = (part.sample, part.keys_sample, whole)
     return totals
 
 
@@ -341,17 +366,29 @@ def _parts(
     names = [[schema for schema, _name in by_name], [name for _schema, name in by_name]]
     leaves = connection.execute(_LEAVES, names).fetchall()
     size: dict[tuple[str, str], int] = defaultdict(int)
-    for schema, name, *_leaf, bytes_ in leaves:
+    count: dict[tuple[str, str], int] = defaultdict(int)
+    for schema, name, _schema, _leaf, _blocks, bytes_, rows in leaves:
         size[schema, name] += bytes_
+        count[schema, name] += rows
     parts = []
-    for schema, name, leaf_schema, leaf, blocks, _bytes in sorted(leaves, key=lambda row: -size[row[0], row[1]]):
+    for schema, name, leaf_schema, leaf, blocks, *_size in sorted(leaves, key=lambda row: -size[row[0], row[1]]):
         table = by_name[schema, name]
         then = samples.get(table.qualified)
         sample = then.sample if then else max(1, -(-size[schema, name] // limits.sample_above))
+        keys_sample = _keys_sample(count[schema, name], limits, then)
+        chosen = (sample, keys_sample) if table.key else (1, 0)
         edges = [*range(0, max(blocks, 1), limits.part_blocks), None]
         for first, end in itertools.pairwise(edges):
-            parts.append(_Part(table, sql.Identifier(leaf_schema, leaf), sample if table.key else 1, first or 0, end))
+            parts.append(_Part(table, sql.Identifier(leaf_schema, leaf), *chosen, first or 0, end))
     return parts
+
+
+def _keys_sample(count: int, limits: Limits, then: Fingerprint | None) -> int:
+    """Return which part of the keys is kept: that of before, unless the table has grown to many times what it was."""
+    if not limits.keys or (then and then.keys is None):
+        return 0
+    wanted = max(1, count // limits.keys)
+    return then.keys_sample if then and wanted <= then.keys_sample * _GROWTH else wanted
 
 
 def _names(table: Table) -> list[str]:
@@ -376,40 +413,36 @@ def _row(table: Table) -> sql.Composable:
     return sql.SQL('ROW({})::text COLLATE "C"').format(columns)
 
 
-def _sums(part: _Part) -> sql.Composed:
-    """Return the query for one part: the number of rows, and the sum of each column's hashes."""
+def _query(part: _Part) -> sql.Composed:
+    """Return the query for one part: the number of rows, keys with hashes, the sum of each column's hashes."""
     table, seed = part.table, sql.SQL(_SEED)
-    chosen = sql.SQL(" FILTER (WHERE _runbook_seed % {} = 0)").format(sql.Literal(part.sample))
+    chosen = _each(part.sample) if part.sample > 1 else sql.SQL("")
     hashes = [_hash(table, column, seed) for column in table.columns]
     hashes += [] if table.key else [sql.SQL("hashtextextended({}, 0)").format(_row(table))]
     blocks = [sql.SQL("ctid >= {}::tid").format(sql.Literal(f"({part.first},0)"))] if part.first else []
     blocks += [sql.SQL("ctid < {}::tid").format(sql.Literal(f"({part.end},0)"))] if part.end else []
     # OFFSET 0 has the seed computed once a row and not once a column
-    return sql.SQL("SELECT count(*){} FROM (SELECT *, {} AS _runbook_seed FROM ONLY {}{} OFFSET 0) r").format(
-        sql.SQL("").join(
-            sql.SQL(", coalesce(sum({}){}, 0)::text").format(one, chosen if part.sample > 1 else sql.SQL(""))
-            for one in hashes
-        ),
+    return sql.SQL("SELECT count(*), {}{} FROM (SELECT *, {} AS _runbook_seed FROM ONLY {}{} OFFSET 0) r").format(
+        _keys(table, part.keys_sample),
+        sql.SQL("").join(sql.SQL(", coalesce(sum({}){}, 0)::text").format(one, chosen) for one in hashes),
         _seed(table),
         part.relation,
         sql.SQL(" WHERE {}").format(sql.SQL(" AND ").join(blocks)) if blocks else sql.SQL(""),
     )
 
 
-def _keys(table: Table, every: int) -> sql.Composed:
-    """Return the query for keys and hashes of some rows, always the same ones."""
+def _each(every: int) -> sql.Composable:
+    """Return the filter of an aggregate for some rows, always the same ones."""
+    return sql.SQL(" FILTER (WHERE _runbook_seed % {} = 0)").format(sql.Literal(every))
+
+
+def _keys(table: Table, every: int) -> sql.Composable:
+    """Return the aggregate of keys and hashes of some rows, or NULL for none."""
+    if not every:
+        return sql.SQL("NULL")
     key = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(column)) for column in table.key)
-    return sql.SQL(
-        "SELECT concat_ws(', ', {}), hashtextextended({}, _runbook_seed)::text "
-        "FROM (SELECT *, {} AS _runbook_seed FROM {}{} OFFSET 0) r WHERE _runbook_seed % {} = 0"
-    ).format(
-        key,
-        _row(table),
-        _seed(table),
-        sql.SQL("" if table.partitioned else "ONLY "),
-        sql.Identifier(table.schema, table.name),
-        sql.Literal(every),
-    )
+    row = sql.SQL("hashtextextended({}, {})::text").format(_row(table), sql.SQL(_SEED))
+    return sql.SQL("json_object_agg(concat_ws(', ', {}), {}){}").format(key, row, _each(every))
 
 
 def keys_file(found: t.Mapping[str, Fingerprint]) -> bytes:
@@ -524,7 +557,7 @@ def _hint(name: str) -> str:
 
 def _traced(then: Fingerprint, have: Fingerprint, limit: int = 5) -> str:
     """Name some rows that are not what they were."""
-    if then.keys is None or have.keys is None or then.key != have.key:
+    if then.keys is None or have.keys is None or (then.key, then.keys_sample) != (have.key, have.keys_sample):
         return ""
     same_columns = set(then.columns) == set(have.columns)
     told = []

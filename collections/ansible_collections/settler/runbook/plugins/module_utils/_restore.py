@@ -48,6 +48,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._verify import com
 if t.TYPE_CHECKING:
     from pathlib import Path
 
+    from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
+
 
 class How(t.Protocol):
     """How to restore, whatever it is for."""
@@ -214,7 +216,14 @@ def _compare(
     name: str,
 ) -> None:
     """Compare row counts, content and catalogue of the restored database with the manifest."""
-    counts = row_counts(connection)
+    checks: list[Check] = []
+    counted: dict[str, int] = {}
+    if "fingerprints" in manifest:
+        before = read_fingerprints(source)
+        after, now = read_again(params, connection, how, before, name)
+        checks = compare_data(before, after, now)
+        counted = {name: one.rows for name, one in after.items()}
+    counts = row_counts(connection, counted)
     if counts != manifest["tables"]:
         wrong = {name for name in {*counts, *manifest["tables"]} if counts.get(name) != manifest["tables"].get(name)}
         lines = [
@@ -228,12 +237,8 @@ def _compare(
         raise RunbookError(
             "the restored database has not the catalogue of its backup\n" + table_of(compare(expected, catalogue))
         )
-    if "fingerprints" in manifest:
-        before = read_fingerprints(source)
-        after, now = read_again(params, connection, how, before, name)
-        failed = [row for row in compare_data(before, after, now) if row.status == "failed"]
-        if failed:
-            raise RunbookError("the restored database has not the data of its backup\n" + table_of(failed))
+    if failed := [row for row in checks if row.status == "failed"]:
+        raise RunbookError("the restored database has not the data of its backup\n" + table_of(failed))
 
 
 def read_again(

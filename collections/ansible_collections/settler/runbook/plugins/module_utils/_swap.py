@@ -191,27 +191,29 @@ def swap(
 def _empty(connection: psycopg.Connection[t.Any], database: str, but: t.Sequence[int]) -> None:
     """End all sessions of a database that lets no new ones in.
 
+    What works for no role is autovacuum: a rename, a drop and a copy end it with the server's own right to do so.
+
     Raises:
         RunbookError: one does not leave, or may not be ended by this role.
     """
     deadline = time.monotonic() + LEAVE_SECONDS
     while True:
         left = connection.execute(
-            "SELECT pid, usename, backend_type FROM pg_catalog.pg_stat_activity WHERE datname = %s AND pid <> ALL (%s)",
+            "SELECT pid, coalesce(usename, usesysid::text) FROM pg_catalog.pg_stat_activity "
+            "WHERE datname = %s AND usesysid IS NOT NULL AND pid <> ALL (%s)",
             [database, list(but)],
         ).fetchall()
         if not left:
             return
         if time.monotonic() > deadline:
-            told = ", ".join(f"pid {pid} ({user or kind or 'a server process'})" for pid, user, kind in left)
+            told = ", ".join(f"pid {pid} ({user})" for pid, user in left)
             raise RunbookError(
                 f"sessions of {database} do not leave: {told}; the database is as it was",
                 hint="End them as a superuser, then run again.",
             )
-        for pid, user, _kind in left:
+        for pid, user in left:
             try:
-                if user is not None:  # autovacuum ends by itself, or is ended by the rename
-                    connection.execute("SELECT pg_terminate_backend(%s)", [pid])
+                connection.execute("SELECT pg_terminate_backend(%s)", [pid])
             except psycopg.errors.InsufficientPrivilege as error:
                 raise RunbookError(
                     f"pid {pid} of role {user} uses {database}, and this role may not end it; "
