@@ -114,21 +114,24 @@ def _take_back(params, options):
     return {**result, "rows": way.manifest["rows"], "difference": way.difference or {}, "way": _rollback.describe(way)}
 
 
-@pytest.mark.parametrize(("server_has", "expected"), [("64MB", "100MB"), ("1GB", "1GB")])
+@pytest.mark.parametrize(
+    ("server_has", "jobs", "expected"), [("64MB", 1, "100MB|off|2"), ("1GB", 1, "1GB|off|2"), ("1GB", 2, "1GB|off|0")]
+)
 def test_sessions_that_restore_have_memory_for_indexes_and_do_not_wait_for_the_disk(
-    restoring, params, server, cluster, server_has, expected
+    restoring, params, server, cluster, server_has, jobs, expected
 ):
     server.execute(sql.SQL("SET maintenance_work_mem = {}").format(server_has))
     server.execute(sql.SQL("ALTER ROLE settler_migrator SET maintenance_work_mem = {}").format(server_has))
     try:
-        settings = _restore._tuned(server, restoring("any"))
-        show = "SELECT current_setting('maintenance_work_mem'), current_setting('synchronous_commit')"
+        settings = _restore._tuned(server, restoring("any", jobs=jobs))
+        names = ("maintenance_work_mem", "synchronous_commit", "max_parallel_maintenance_workers")
+        show = f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}"
         psql = [Path(cluster.state.bin) / "psql", "-X", "-At", *client_arguments(params("postgres"))]
         with client_environment(params("postgres"), settings) as environment:
             told = subprocess.check_output([*psql, "--dbname=postgres", "-c", show], env=environment, text=True)
     finally:
         server.execute("ALTER ROLE settler_migrator RESET maintenance_work_mem")
-    assert told.strip() == f"{expected}|off"
+    assert told.strip() == expected
 
 
 def test_memory_that_is_no_size_is_refused_before_anything_is_made(database, back_up, restore, server):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _manifest, _rollback, _snapshot, _swap
+from ansible_collections.settler.runbook.plugins.module_utils import _lost, _manifest, _rollback, _snapshot, _swap
 from psycopg import sql
 
 from tests.support import as_migrator, call_module, defaults_of, login, run_module, start_module, wait_until
@@ -269,6 +269,26 @@ def test_lost_rows_are_told_and_written_into_files_first(call, database, connect
     assert content(connect, f"{database}_failed_x1") == after
 
 
+@pytest.mark.parametrize("way", ["dump", "snapshot"])
+def test_of_partitions_only_those_with_a_lost_row_are_told(call, database, connect, server, way):
+    with connect(database) as session:
+        session.execute(
+            "SET ROLE settler_owner; CREATE TABLE months (id int, at date, v text) PARTITION BY RANGE (at); "
+            "CREATE TABLE months_1 PARTITION OF months FOR VALUES FROM ('2026-01-01') TO ('2026-02-01'); "
+            "CREATE TABLE months_2 PARTITION OF months FOR VALUES FROM ('2026-02-01') TO ('2026-03-01'); "
+            "CREATE TABLE still (LIKE months) PARTITION BY RANGE (at); "
+            "CREATE TABLE still_1 PARTITION OF still DEFAULT; "
+            "INSERT INTO months SELECT n, date '2026-01-20' + n, 'v' FROM generate_series(0, 19) n; "
+            "INSERT INTO still SELECT * FROM months"
+        )
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot" if way == "snapshot" else "backup", database)
+    with connect(database) as session:
+        session.execute("INSERT INTO months VALUES (3, '2026-01-23', 'v'), (4, '2026-01-24', 'w')")
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert [(one["table"], one["rows"], one["keyed"]) for one in result["lost"]] == [("public.months_1", 2, False)]
+
+
 def test_value_that_was_changed_since_is_seen_though_no_count_differs(call, database, connect):
     call("backup", database)
     with connect(database) as session:
@@ -278,21 +298,69 @@ def test_value_that_was_changed_since_is_seen_though_no_count_differs(call, data
     assert "public.jobs: as many rows as in the backup, with other values" in told["msg"]
 
 
-def test_row_written_until_the_last_moment_stops_the_swap(call, database, connect, server, monkeypatch):
-    call("backup", database)
-    before = content(connect, database)
+@pytest.mark.parametrize("way", ["dump", "snapshot"])
+@pytest.mark.parametrize(
+    "late",
+    [
+        "INSERT INTO tenants VALUES (7, 'late')",
+        "UPDATE tenants SET name = 'late' WHERE id = 3",
+        "DELETE FROM jobs WHERE id = 9; INSERT INTO jobs VALUES (9, 2, 'late')",
+        "ALTER TABLE tenants ALTER name TYPE text USING name || ' late'",
+    ],
+)
+def test_row_written_until_the_last_moment_stops_the_swap(call, database, connect, server, monkeypatch, way, late):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot" if way == "snapshot" else "backup", database)
 
     def write_late(*arguments, **options):
         with connect(database) as session:
-            session.execute("INSERT INTO tenants VALUES (7, 'late')")
+            session.execute(late)
         return proven(*arguments, **options)
 
     proven = _rollback.apply_properties
     monkeypatch.setattr(_rollback, "apply_properties", write_late)
     told = call("restore", database, confirm=database)
     assert "was written to until now" in told["msg"]
-    assert content(connect, database)["tenants"] == sorted([*before["tenants"], ("(7,late)",)])
+    after = content(connect, database)
+    assert "late" in str(after)
     assert named(server, f"{database}_failed") == []
+    monkeypatch.undo()
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert sum(one["rows"] for one in result["lost"]) == (5 if late.startswith("ALTER") else 1)
+    assert "late" not in str(content(connect, database))
+
+
+def test_row_of_a_transaction_that_was_open_at_the_first_look_stops_the_swap(call, database, connect, monkeypatch):
+    call("backup", database)
+    early = connect(database)
+    early.execute("BEGIN; UPDATE tenants SET name = 'late' WHERE id = 3")
+
+    def commit_late(*arguments, **options):
+        early.execute("COMMIT")
+        early.close()
+        return proven(*arguments, **options)
+
+    proven = _rollback.apply_properties
+    monkeypatch.setattr(_rollback, "apply_properties", commit_late)
+    told = call("restore", database, confirm=database)
+    assert "was written to until now" in told["msg"]
+    assert "public.tenants: 1 rows are new or changed since" in told["msg"]
+
+
+def test_what_nobody_touched_since_the_first_look_is_not_read_again(call, database, connect, monkeypatch):
+    call("backup", database)
+    read = []
+    monkeypatch.setattr(_lost, "content", lambda _session, _table, _schema, name: read.append(name))
+
+    def write_late(*arguments, **options):
+        with connect(database) as session:
+            session.execute("UPDATE jobs SET note = 'late' WHERE id = 3")
+        return proven(*arguments, **options)
+
+    proven = _rollback.apply_properties
+    monkeypatch.setattr(_rollback, "apply_properties", write_late)
+    assert call("restore", database, confirm=database)["failed_database"]
+    assert read == ["jobs", "jobs"]
 
 
 # How long it takes

@@ -11,8 +11,10 @@ the same type; so a table needs no key, and of rows that are alike as many are l
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Table, content, describe
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 if t.TYPE_CHECKING:
@@ -27,9 +29,13 @@ SELECT set_config(name, value, false) FROM (VALUES ('timezone', 'UTC'), ('datest
     ('search_path', ''), ('xmloption', 'content')) AS s (name, value)
 """
 
-#: Tables with rows of their own, their columns with types, and whether they have a primary key.
+#: Tables with rows of their own, the table that they are partitions of, or they themselves, whether they have a primary
+#: key, and their columns with types.
 _TABLES = """
-SELECT n.nspname, c.relname, EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
+SELECT n.nspname, c.relname, (SELECT ARRAY[rn.nspname, r.relname]::text[] FROM pg_catalog.pg_class r
+                              JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
+                              WHERE r.oid = coalesce(pg_partition_root(c.oid), c.oid)),
+    EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
     coalesce((SELECT jsonb_object_agg(a.attname, format_type(a.atttypid, NULL)) FROM pg_catalog.pg_attribute a
               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -39,6 +45,14 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.
                   AND e.deptype = 'e')
 ORDER BY 1, 2
 """
+
+
+class _Relation(t.NamedTuple):
+    """A relation with rows: the table that it belongs to, whether it has a primary key, its columns with types."""
+
+    root: Key
+    keyed: bool
+    columns: t.Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -54,11 +68,48 @@ class Lost:
     file: str = ""
 
 
+class Since(t.NamedTuple):
+    """A moment: the oldest transaction that was not over, and how many rows each relation had just after it."""
+
+    transaction: str
+    counts: t.Mapping[Key, int]
+
+
+def moment(connection: psycopg.Connection[t.Any], *, ledger_schema: str) -> Since:
+    """Return this moment, for M(untouched); whatever is read after it may be compared with it."""
+    row = connection.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text").fetchone()
+    assert row is not None
+    return Since(row[0], {key: count for key, (count, _new) in _counts(connection, row[0], ledger_schema).items()})
+
+
+def untouched(connection: psycopg.Connection[t.Any], since: Since, *, ledger_schema: str) -> set[Key]:
+    """Return the relations whose rows are those of a moment: as many as then, and none of a later transaction.
+
+    An update makes a new row. So this needs no look at the values, and a row in doubt counts as new.
+    """
+    now = _counts(connection, since.transaction, ledger_schema)
+    return {key for key, (count, new) in now.items() if not new and count == since.counts.get(key)}
+
+
+def _counts(connection: psycopg.Connection[t.Any], transaction: str, ledger_schema: str) -> dict[Key, tuple[int, int]]:
+    """Return how many rows each relation has, and how many of them no older transaction has written."""
+    relations = list(_tables(connection, ledger_schema))
+    counts = [
+        sql.SQL("SELECT {}, {}, count(*), count(*) FILTER (WHERE age(xmin) <= age({}::xid)) FROM ONLY {}").format(
+            sql.Literal(schema), sql.Literal(name), sql.Literal(transaction), sql.Identifier(schema, name)
+        )
+        for schema, name in relations
+    ]
+    found = connection.execute(sql.SQL(" UNION ALL ").join(counts)).fetchall() if counts else []
+    return {(schema, name): (count, new) for schema, name, count, new in found}
+
+
 def lost_rows(
     present: psycopg.Connection[t.Any],
     other: psycopg.Connection[t.Any],
     *,
     ledger_schema: str,
+    same: t.Collection[Key] = (),
     folder: Path | None = None,
 ) -> list[Lost]:
     """Return what the present database has and the other one has not; write it into a folder if one is given.
@@ -68,17 +119,22 @@ def lost_rows(
             temporary tables.
         other: a session in the other one, likewise.
         ledger_schema: schema of the ledger, whose rows are no loss.
+        same: relations of which it is known that they have the same rows.
         folder: for a CSV file a table, with a header, for its owner only; it exists.
     """
     for session in (present, other):
         session.execute(_SETTINGS)
     there = _tables(other, ledger_schema)
+    whole = {(table.schema, table.name): table for table in describe(present, exclude=[ledger_schema])}
     result = []
-    for (schema, name), (keyed, columns) in _tables(present, ledger_schema).items():
-        _keyed, others = there.get((schema, name), (False, {}))
-        shared = [column for column, kind in columns.items() if others.get(column) == kind]
-        known = (schema, name) in there
-        if known and _summary(present, schema, name, shared) == _summary(other, schema, name, shared):
+    for (schema, name), relation in _tables(present, ledger_schema).items():
+        if (schema, name) in same:
+            continue
+        keyed, known = relation.keyed, (schema, name) in there
+        others = there[schema, name].columns if known else {}
+        shared = [column for column, kind in relation.columns.items() if others.get(column) == kind]
+        table = whole.get(relation.root)
+        if known and table and _alike((present, other), _only(table, shared), schema, name):
             continue
         _note(present, other if known else None, schema, name, shared)
         missing = _missing(schema, name, shared)
@@ -88,6 +144,11 @@ def lost_rows(
             file = _write(present, missing, folder / _file_name(schema, name)) if folder else ""
             result.append(Lost(f"{schema}.{name}", row[0], keyed, file))
     return result
+
+
+def roots(connection: psycopg.Connection[t.Any], *, ledger_schema: str) -> dict[Key, Key]:
+    """Return for each relation the table that it is a partition of, or itself."""
+    return {key: relation.root for key, relation in _tables(connection, ledger_schema).items()}
 
 
 def told(lost: t.Sequence[Lost]) -> str:
@@ -100,9 +161,22 @@ def told(lost: t.Sequence[Lost]) -> str:
     )
 
 
-def _tables(connection: psycopg.Connection[t.Any], ledger_schema: str) -> dict[Key, tuple[bool, dict[str, str]]]:
+def _tables(connection: psycopg.Connection[t.Any], ledger_schema: str) -> dict[Key, _Relation]:
     found = connection.execute(_TABLES, [ledger_schema])
-    return {(schema, name): (keyed, columns) for schema, name, keyed, columns in found}
+    return {(schema, name): _Relation((root[0], root[1]), *about) for schema, name, root, *about in found}
+
+
+def _only(table: Table, columns: t.Collection[str]) -> Table:
+    """Return a table with only these columns, and its key if that is among them."""
+    families = {name: family for name, family in table.columns.items() if name in columns}
+    return replace(table, columns=families, key=table.key if set(table.key) <= set(columns) else ())
+
+
+def _alike(sessions: t.Sequence[psycopg.Connection[t.Any]], table: Table, schema: str, name: str) -> bool:
+    """Tell whether a relation of the same name has the same rows in each session; they read at the same time."""
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        one, other = pool.map(lambda session: content(session, table, schema, name), sessions)
+    return bool(one == other)
 
 
 def _row(columns: t.Sequence[str]) -> sql.Composable:
@@ -113,11 +187,6 @@ def _row(columns: t.Sequence[str]) -> sql.Composable:
 
 def _hash(columns: t.Sequence[str]) -> sql.Composable:
     return sql.SQL("sha256(convert_to({}, 'UTF8'))").format(_row(columns))
-
-
-def _summary(connection: psycopg.Connection[t.Any], schema: str, name: str, columns: t.Sequence[str]) -> t.Any:
-    query = sql.SQL('SELECT count(*), sum(hashtextextended({} COLLATE "C", 0)) FROM ONLY {} t')
-    return connection.execute(query.format(_row(columns), sql.Identifier(schema, name))).fetchone()
 
 
 def _note(

@@ -14,6 +14,7 @@ import functools
 import json
 import re
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
 from ansible_collections.settler.runbook.plugins.module_utils._connection import (
@@ -147,9 +148,11 @@ def restore_beside(
         prepare_for_dump(empty, manifest["client_version"])
     major = max(connection.info.server_version // 10000, manifest["client_version"])
     _load(params, source, how, name, major, settings)
-    with session(params, how, name) as restored:
-        restored.execute("ANALYZE")
+    with session(params, how, name) as restored, session(params, how, name) as other, ThreadPoolExecutor(1) as pool:
+        # beside the proof, because it may have to wait for autovacuum, which has found the new tables
+        analysed = pool.submit(other.execute, "ANALYZE")
         _compare(params, restored, source, how, manifest, name)
+        analysed.result()
 
 
 def session(params: t.Mapping[str, t.Any], how: How, name: str) -> psycopg.Connection[t.Any]:
@@ -174,9 +177,12 @@ def create(
 def _tuned(connection: psycopg.Connection[t.Any], how: How) -> dict[str, str]:
     """Return the settings of the sessions that restore: more memory to sort indexes in, and no wait for the disk.
 
-    Nobody uses the new database yet; the rename that lets them waits until all before it is on the disk.
+    Nobody uses the new database yet; the rename that lets them waits until all before it is on the disk. Several
+    sessions build their indexes alone: with workers of their own they would be more than the cores meant for them.
     """
     settings = {"synchronous_commit": "off"}
+    if how.jobs > 1:
+        settings["max_parallel_maintenance_workers"] = "0"
     try:
         row = connection.execute(
             "SELECT pg_size_bytes(%(size)s) > pg_size_bytes(current_setting('maintenance_work_mem'))",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 import typing as t
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest, _snapshot
@@ -25,10 +25,24 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties, row_counts
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import (
+    Fingerprint,
+    Table,
+    read_fingerprints,
+    unchanged,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import compare as compare_data
-from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_fingerprints
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
-from ansible_collections.settler.runbook.plugins.module_utils._lost import Lost, lost_rows, told
+from ansible_collections.settler.runbook.plugins.module_utils._lost import (
+    Key,
+    Lost,
+    Since,
+    lost_rows,
+    moment,
+    roots,
+    told,
+    untouched,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._restore import (
     check_target,
     read_again,
@@ -88,7 +102,7 @@ class Way:
 
     C(measured) says how C(minutes) are known, C(difference) is rows now minus rows then by table, C(changed) says of
     which tables values are others, C(lost) what exactly would be lost, where both databases stand beside each other
-    already.
+    already. C(same) are tables and relations of which nothing would be lost, and C(since) when that was so.
     """
 
     method: str
@@ -103,6 +117,8 @@ class Way:
     difference: dict[str, int] | None = None
     changed: list[str] | None = None
     lost: list[Lost] | None = None
+    same: set[Key] = field(default_factory=set)
+    since: Since | None = None
     #: Of the catalogue as it is to be afterwards, where a backup tells.
     catalogue_digest: str = ""
 
@@ -253,7 +269,9 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
             set_role(present, options.role)
             if options.only_run:  # in its own window nobody but the run could write, and the failed database keeps that
                 way.difference, way.of_run = {}, options.only_run
-            elif way.snapshot:
+                return
+            way.since = moment(present, ledger_schema=options.ledger_schema)
+            if way.snapshot:
                 let_in(connection, way.snapshot.name, allow=True)
                 try:
                     with session(params, options, way.snapshot.name) as other:
@@ -261,6 +279,7 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
                 finally:
                     let_in(connection, way.snapshot.name, allow=False)
                 way.difference = {one.table: one.rows for one in way.lost}
+                way.same = {key for key in way.since.counts if ".".join(key) not in way.difference}
             else:
                 _weigh_dump(params, options, way, present)
 
@@ -269,15 +288,21 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
     """Compare the present database with a manifest: row counts, and where they are the same the content."""
     assert way.manifest is not None
     assert way.source is not None
-    now, then = row_counts(present), way.manifest["tables"]
+    before: dict[str, Fingerprint] = {}
+    after: dict[str, Fingerprint] = {}
+    tables: list[Table] = []
+    if "fingerprints" in way.manifest:
+        before = read_fingerprints(way.source)
+        after, tables = read_again(params, present, options, before, params["login_db"])
+    now = row_counts(present, {name: one.rows for name, one in after.items()})
+    then = way.manifest["tables"]
     way.difference = {
         name: now.get(name, 0) - then.get(name, 0)
         for name in sorted({*now, *then})
         if now.get(name, 0) != then.get(name, 0) and not name.startswith(f"{options.ledger_schema}.")
     }
-    if "fingerprints" in way.manifest:
-        before = read_fingerprints(way.source)
-        after, tables = read_again(params, present, options, before, params["login_db"])
+    if before:
+        way.same = unchanged(before, after, tables)
         failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
         columns = [row.object for row in failed if row.check == "data column"]
         way.changed = sorted({name.rpartition(".")[0] for name in columns} - set(way.difference))
@@ -361,7 +386,7 @@ def roll_back(
         there = exists(connection, database)
         names = replace(names, restored=incoming)
         try:
-            lost = _replace(params, options, connection, names, wanted["comment"], there=there)
+            lost = _replace(params, options, way, connection, names, wanted["comment"], there=there)
         except BaseException:
             if way.snapshot and not connection.closed:
                 let_in(connection, incoming, allow=False)  # it stays what it was
@@ -381,6 +406,7 @@ def roll_back(
 def _replace(
     params: t.Mapping[str, t.Any],
     options: Options,
+    way: Way,
     connection: psycopg.Connection[t.Any],
     names: Names,
     comment: str | None,
@@ -402,7 +428,8 @@ def _replace(
     present = session(params, options, names.real)
     with alone(connection, names.real, but=[present.info.backend_pid]):
         with present, session(params, options, names.restored) as other:
-            lost = lost_rows(present, other, ledger_schema=options.ledger_schema, folder=_folder(options))
+            schema, same = options.ledger_schema, _same(present, options, way)
+            lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
             if lost and not options.accept_data_loss:
                 raise RunbookError(
                     f"{names.real} was written to until now; it is as it was\n{told(lost)}",
@@ -411,6 +438,15 @@ def _replace(
         with alone(connection, names.real), alone(connection, names.restored):  # sessions may take a moment to end
             swap(connection, names.restored, names.real, names.failed, comment=comment, there=True)
     return lost
+
+
+def _same(present: psycopg.Connection[t.Any], options: Options, way: Way) -> set[Key]:
+    """Return the relations of which nothing is lost: they were the same when the way was weighed, and still are."""
+    if way.since is None:
+        return set()
+    still = untouched(present, way.since, ledger_schema=options.ledger_schema)
+    root = roots(present, ledger_schema=options.ledger_schema)
+    return {key for key in still if key in way.same or root[key] in way.same}
 
 
 def _folder(options: Options) -> Path | None:
