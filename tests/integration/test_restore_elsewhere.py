@@ -297,3 +297,42 @@ def restart(cluster):
         ["runuser", "-u", cluster.data.owner(), "--", program, "restart", "-w", "-D", str(cluster.data)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
     )  # fmt: skip
+
+
+@pytest.fixture
+def small_disk():
+    """Yield a server and a tablespace of it on a disk of 32 MB."""
+    with throw_away_cluster() as cluster, contextlib.ExitStack() as stack:
+        place = cluster.data.parent / "small"
+        place.mkdir()
+        owner = cluster.data.stat()
+        options = f"size=32m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", place], check=True)
+        with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
+            server.execute(sql.SQL("CREATE TABLESPACE small LOCATION {}").format(sql.Literal(str(place))))
+        yield cluster
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+@pytest.mark.parametrize("what", ["restore", "drill"])
+def test_full_disk_of_the_server_leaves_the_database_and_its_room(small_disk, tmp_path, what):
+    def connect(name):
+        return psycopg.connect(small_disk.conninfo(name), autocommit=True)
+
+    with connect("postgres") as server:
+        server.execute("CREATE DATABASE across TEMPLATE template0 TABLESPACE small")
+    with connect("across") as session:
+        session.execute("CREATE TABLE wide AS SELECT n, repeat(md5(n::text), 30) AS v FROM generate_series(1, 18000) n")
+    assert call("backup", small_disk, tmp_path)["rows"] == 18000
+    rows = "SELECT count(*), sum(hashtextextended(wide::text, 0)) FROM wide"
+    before = connect("across").execute(rows).fetchone()
+
+    told = call(what, small_disk, tmp_path, run_id="x1")
+    assert "the server's disk is full; what was restored so far is dropped again" in told["msg"]
+    assert "No space left on device" in told["msg"]
+    assert "Make room on the server" in told["hint"]
+    assert databases(small_disk) == {"across", "postgres", "template0", "template1"}
+    with connect("across") as session:  # there is room for what the application writes
+        assert session.execute(rows).fetchone() == before
+        session.execute("INSERT INTO wide SELECT n, repeat('x', 1000) FROM generate_series(1, 3000) n")

@@ -213,6 +213,22 @@ def test_snapshots_are_listed_with_age_and_size(call, database, server):
         assert one["bytes"] > 5_000_000
 
 
+def test_snapshot_lets_nobody_in_while_it_is_compared(call, database, server, monkeypatch):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    name = call("snapshot", database)["name"]
+    open_meanwhile = []
+
+    def look(*arguments, **options):
+        query = "SELECT datallowconn FROM pg_database WHERE datname = %s"
+        open_meanwhile.append(server.execute(query, [name]).fetchone()[0])
+        return compared(*arguments, **options)
+
+    compared = _rollback.lost_rows
+    monkeypatch.setattr(_rollback, "lost_rows", look)
+    assert "rollback_confirm" in call("restore", database)["hint"]
+    assert open_meanwhile == [False]
+
+
 def test_settings_in_a_snapshots_mark_are_not_kept_of_a_failed_run(call, database, server, cluster, roles, tmp_path):
     server.execute(sql.SQL("ALTER DATABASE {} SET app.signing = 'v-hidden'").format(sql.Identifier(database)))
     wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())

@@ -82,13 +82,15 @@ def moment(connection: psycopg.Connection[t.Any], *, ledger_schema: str) -> Sinc
     return Since(row[0], {key: count for key, (count, _new) in _counts(connection, row[0], ledger_schema).items()})
 
 
-def untouched(connection: psycopg.Connection[t.Any], since: Since, *, ledger_schema: str) -> set[Key]:
-    """Return the relations whose rows are those of a moment: as many as then, and none of a later transaction.
+def untouched(connection: psycopg.Connection[t.Any], since: Since, *, ledger_schema: str) -> dict[Key, Key]:
+    """Return the relations whose rows are those of a moment, each with the table that it is a partition of, or itself.
 
-    An update makes a new row. So this needs no look at the values, and a row in doubt counts as new.
+    They have as many rows as then, and none of a later transaction. An update makes a new row, so this needs no look at
+    values; a row in doubt counts as new.
     """
     now = _counts(connection, since.transaction, ledger_schema)
-    return {key for key, (count, new) in now.items() if not new and count == since.counts.get(key)}
+    still = {key for key, (count, new) in now.items() if not new and count == since.counts.get(key)}
+    return {key: one.root for key, one in _tables(connection, ledger_schema).items() if key in still}
 
 
 def _counts(connection: psycopg.Connection[t.Any], transaction: str, ledger_schema: str) -> dict[Key, tuple[int, int]]:
@@ -144,11 +146,6 @@ def lost_rows(
             file = _write(present, missing, folder / _file_name(schema, name)) if folder else ""
             result.append(Lost(f"{schema}.{name}", row[0], keyed, file))
     return result
-
-
-def roots(connection: psycopg.Connection[t.Any], *, ledger_schema: str) -> dict[Key, Key]:
-    """Return for each relation the table that it is a partition of, or itself."""
-    return {key: relation.root for key, relation in _tables(connection, ledger_schema).items()}
 
 
 def told(lost: t.Sequence[Lost]) -> str:

@@ -10,6 +10,7 @@ C(_rollback).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -42,7 +43,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_again as fingerprints_again
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
-from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._space import is_of_space
 from ansible_collections.settler.runbook.plugins.module_utils._swap import mark, set_mark
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, table_of
 
@@ -147,7 +149,19 @@ def restore_beside(
     with connect(params, dbname=name, application=f"runbook:{how.run_id}:restore") as empty:
         prepare_for_dump(empty, manifest["client_version"])
     major = max(connection.info.server_version // 10000, manifest["client_version"])
-    _load(params, source, how, name, major, settings)
+    try:
+        _load(params, source, how, name, major, settings)
+    except RunbookError as error:
+        # at once, and not by the next run: what is half made may have taken the room that the present database needs
+        with contextlib.suppress(psycopg.Error):
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        if is_of_space(error):
+            raise RunbookError(
+                f"the server's disk is full; what was restored so far is dropped again\n{error.message}",
+                hint="Make room on the server for a second database of this size: both stand beside each other until "
+                "the swap. Then run again.",
+            ) from error
+        raise
     with session(params, how, name) as restored, session(params, how, name) as other, ThreadPoolExecutor(1) as pool:
         # beside the proof, because it may have to wait for autovacuum, which has found the new tables
         analysed = pool.submit(other.execute, "ANALYZE")

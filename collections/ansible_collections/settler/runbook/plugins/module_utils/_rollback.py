@@ -39,7 +39,6 @@ from ansible_collections.settler.runbook.plugins.module_utils._lost import (
     Since,
     lost_rows,
     moment,
-    roots,
     told,
     untouched,
 )
@@ -274,10 +273,11 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
             if way.snapshot:
                 let_in(connection, way.snapshot.name, allow=True)
                 try:
-                    with session(params, options, way.snapshot.name) as other:
-                        way.lost = lost_rows(present, other, ledger_schema=options.ledger_schema)
-                finally:
+                    other = session(params, options, way.snapshot.name)
+                finally:  # at once: a run that is killed while it compares leaves it shut
                     let_in(connection, way.snapshot.name, allow=False)
+                with other:
+                    way.lost = lost_rows(present, other, ledger_schema=options.ledger_schema)
                 way.difference = {one.table: one.rows for one in way.lost}
                 way.same = {key for key in way.since.counts if ".".join(key) not in way.difference}
             else:
@@ -445,8 +445,7 @@ def _same(present: psycopg.Connection[t.Any], options: Options, way: Way) -> set
     if way.since is None:
         return set()
     still = untouched(present, way.since, ledger_schema=options.ledger_schema)
-    root = roots(present, ledger_schema=options.ledger_schema)
-    return {key for key in still if key in way.same or root[key] in way.same}
+    return {key for key, root in still.items() if key in way.same or root in way.same}
 
 
 def _folder(options: Options) -> Path | None:
