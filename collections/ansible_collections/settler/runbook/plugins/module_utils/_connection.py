@@ -20,7 +20,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import (
     hint_for,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._private import private_folder
-from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import pq, psycopg, sql
 
 #: The database that is always there: for CREATE and ALTER DATABASE, and to ask whether another one exists.
 MAINTENANCE_DB = "postgres"
@@ -190,18 +190,17 @@ def settle(connection: psycopg.Connection[t.Any]) -> None:
 
 
 def settings_call(connection: psycopg.Connection[t.Any]) -> sql.SQL:
-    """Return the SELECT that sets all settings of the session, in one round trip."""
+    """Return the statements that set all settings of the session, for one round trip."""
     return sql.SQL(_settings_call(connection.info.server_version // 10000 * 10000, connection in _UNABLE_TO_CHECK))
 
 
 @functools.cache
 def _settings_call(version: int, unable_to_check: bool) -> t.LiteralString:
-    calls = ", ".join(
-        f"set_config('{name}', '{value}', false)"
+    return "; ".join(
+        f"SET {name} = '{value}'"
         for name, (since, value) in SESSION_SETTINGS.items()
         if version >= since and not (unable_to_check and name == "client_connection_check_interval")
     )
-    return f"SELECT {calls}"
 
 
 def reset(connection: psycopg.Connection[t.Any]) -> None:
@@ -212,6 +211,13 @@ def reset(connection: psycopg.Connection[t.Any]) -> None:
 def reset_call(connection: psycopg.Connection[t.Any]) -> sql.Composed:
     """Return the statements of M(reset), for a round trip that others share."""
     return sql.SQL(RESET + "; ") + settings_call(connection)
+
+
+def literal(connection: psycopg.Connection[t.Any], value: str | int | None) -> bytes:
+    """Return a value as SQL writes it, for statements that share a round trip and so cannot have parameters."""
+    if isinstance(value, str):
+        return pq.Escaping(connection.pgconn).escape_literal(value.encode())
+    return b"NULL" if value is None else b"%d" % value
 
 
 def set_role(connection: psycopg.Connection[t.Any], role: str | None) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import typing as t
 
+from ansible_collections.settler.runbook.plugins.module_utils._connection import literal
 from ansible_collections.settler.runbook.plugins.module_utils._files import CHECKSUM_ALGORITHM, MigrationFile
 from ansible_collections.settler.runbook.plugins.module_utils._plan import LedgerRow, newest
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
@@ -119,7 +120,6 @@ class Ledger:
         self._server: dict[str, str] | None = None
         self._with_row: set[str] | None = None  # files that have a row, once they were read
         self._queries: dict[tuple[t.Any, ...], bytes] = {}
-        self._binder = psycopg.ClientCursor(connection)  # binds here, so that several statements go as one
 
     def _compose(self, query: str) -> sql.Composed:
         return sql.SQL(query).format(schema=sql.Identifier(self.schema))
@@ -256,7 +256,7 @@ class Ledger:
 
         It answers with the OIDs of the relations that the transaction has locked for writing, if C(touched).
         """
-        values = {
+        values: dict[str, str | int | None] = {
             "file": file.file,
             "version": file.version,
             "name": file.name,
@@ -273,7 +273,7 @@ class Ledger:
         }
         again = self._with_row is None or file.file in self._with_row
         query = self._recording(run_id, job_id, bool(event), again, touched)
-        return self._binder.mogrify(query, values).encode()
+        return query % {name.encode(): literal(self.connection, value) for name, value in values.items()}
 
     def _recording(self, run_id: str, job_id: str | None, event: bool, again: bool, touched: bool) -> bytes:
         """Return the statement that records a file; composed once a run, with all that is the same for each file."""

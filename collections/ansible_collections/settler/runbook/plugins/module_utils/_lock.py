@@ -22,8 +22,11 @@ _IS_KEY = (
     "l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 "
     "AND l.classid = ((%(key)s::bigint >> 32) & 4294967295)::oid AND l.objid = (%(key)s::bigint & 4294967295)::oid"
 )
-#: Whether this session holds it; a session has locks in its own database only.
-HOLDS_KEY = f"EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_backend_pid() AND {_IS_KEY})"
+#: Whether this session holds it: the lock is taken twice, and one of the two can be given back and taken again without
+#: anybody else coming between. To look for it in pg_locks costs ten times as much.
+HOLDS_KEY = "CASE WHEN pg_advisory_unlock(%(key)s) THEN pg_try_advisory_lock(%(key)s) ELSE false END"
+
+_TAKE = "SELECT CASE WHEN pg_try_advisory_lock(%s) THEN pg_try_advisory_lock(%s) ELSE false END"
 
 _IN_THE_WAY: t.LiteralString = f"""
 SELECT a.pid, a.usename, a.application_name, a.client_addr::text,
@@ -55,7 +58,7 @@ def run_lock(connection: psycopg.Connection[t.Any], options: Options) -> t.Itera
     locked = False
     try:
         while True:
-            locked = locked or one_of(connection, "SELECT pg_try_advisory_lock(%s)", key)
+            locked = locked or one_of(connection, _TAKE, key, key)
             others = rows_of(connection, _IN_THE_WAY, {"key": key})
             if locked and not others:
                 break
@@ -71,7 +74,7 @@ def run_lock(connection: psycopg.Connection[t.Any], options: Options) -> t.Itera
     finally:
         if locked and not connection.closed and connection.info.transaction_status == pq.TransactionStatus.IDLE:
             reset(connection)
-            connection.execute("SELECT pg_advisory_unlock(%s)", [key])
+            connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 def is_held(connection: psycopg.Connection[t.Any], key: int) -> bool:

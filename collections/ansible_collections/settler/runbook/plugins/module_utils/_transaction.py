@@ -10,7 +10,7 @@ import functools
 import time
 import typing as t
 
-from ansible_collections.settler.runbook.plugins.module_utils._connection import reset_call
+from ansible_collections.settler.runbook.plugins.module_utils._connection import literal, reset_call
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import REPEATABLE, MigrationFile
 from ansible_collections.settler.runbook.plugins.module_utils._lock import HOLDS_KEY, lock_is_gone
@@ -23,7 +23,6 @@ from ansible_collections.settler.runbook.plugins.module_utils._work import (
     Work,
     broke_at_commit,
     give_up_transaction,
-    literal,
     record_failure,
     verify,
 )
@@ -180,7 +179,7 @@ def _opening(work: Work, script: Script) -> tuple[bytes, str | None]:
     if not work.restore_points:
         return b"; ".join([begin, role]), None
     name = f"runbook:{work.options.run_id}:{script.file.file}"[:63]
-    point = b", pg_create_restore_point(%b)" % literal(work.connection, name).encode()
+    point = b", pg_create_restore_point(%b)" % literal(work.connection, name)
     return b"; ".join([begin + point, role]), name
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe, hint_for
 from ansible_collections.settler.runbook.plugins.module_utils._files import line_at
-from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, describe_session
 
 if t.TYPE_CHECKING:
@@ -228,8 +228,3 @@ def broke_at_commit(script: Script) -> RunbookError:
         hint="Run again: what was committed is in the ledger and will not be repeated.",
         ambiguous=True,
     )
-
-
-def literal(connection: psycopg.Connection[t.Any], value: str) -> str:
-    """Return a string as SQL writes it."""
-    return sql.Literal(value).as_string(connection)
