@@ -7,10 +7,13 @@ import time
 
 import psycopg
 import pytest
+from ansible_collections.settler.runbook.plugins.module_utils import _work
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan
-from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options
-from ansible_collections.settler.runbook.plugins.module_utils._watch import may_end
+from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
+from ansible_collections.settler.runbook.plugins.module_utils._watch import why_not
+from ansible_collections.settler.runbook.plugins.module_utils._work import pause
+from psycopg import sql
 
 from tests.support import Background, as_migrator, call_module, migration, refused, wait_until, write_migrations
 
@@ -80,10 +83,132 @@ def test_blocker_that_the_policy_does_not_name_is_left_alone(busy, apply, policy
 
 
 def test_only_clients_are_ended():
-    policy = BlockerPolicy("terminate", match=("*",))
-    row = {"application_name": "", "usename": "postgres", "backend_type": "autovacuum worker"}
-    assert not may_end(policy, row)
-    assert may_end(policy, {**row, "backend_type": "client backend"})
+    row = {"backend_type": "logical replication worker", "state": "active"}
+    assert why_not("terminate", row) == "it is no client but the logical replication worker"
+    assert why_not("terminate", {**row, "backend_type": "client backend"}) == ""
+
+
+def test_blocker_is_ended_only_after_it_has_been_in_the_way_for_as_long_as_the_policy_says(busy, apply, connect, roles):
+    """Not because another one was waited for before it in the same file."""
+    database, first = busy
+    apply(database, [TABLE, migration("CREATE TABLE b (i int);", "002_b.sql")])
+    first.execute("SET application_name = 'first'")
+    second = connect(database, role=roles.owner)
+    second.execute("SET application_name = 'second'; BEGIN; LOCK TABLE b")
+    begun = time.monotonic()
+
+    def say(line: str) -> None:
+        if f"waits for pid {first.info.backend_pid}" in line and time.monotonic() - begun > 3:
+            first.execute("COMMIT")
+        if f"waits for pid {second.info.backend_pid}" in line:
+            second.execute("COMMIT")
+
+    both = migration("ALTER TABLE a ADD COLUMN j int; ALTER TABLE b ADD COLUMN j int;", "003_step.sql")
+    policy = BlockerPolicy("terminate", 2.5, match=("second",))
+    files = [TABLE, migration("CREATE TABLE b (i int);", "002_b.sql"), both]
+    done = apply(database, files, say=say, lock_timeout=60, progress_interval=0.05, blockers=policy)
+    assert [one.file for one in done.applied] == ["003_step.sql"]
+    assert done.ended == []
+    assert second.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_blocker_counts_over_all_attempts_of_a_file(busy, apply):
+    """No attempt is as long as the policy waits."""
+    database, blocker = busy
+    policy = BlockerPolicy("terminate", 1.5, match=("bill*",))
+    done = apply(database, [TABLE, ALTER], lock_timeout=0.4, lock_attempts=50, blockers=policy)
+    assert [row["pid"] for row in done.ended] == [blocker.info.backend_pid]
+
+
+def test_blocker_is_named_within_the_lock_timeout_of_the_file(busy, apply):
+    database, blocker = busy
+    alter = migration("-- runbook: lock-timeout=300ms\n" + ALTER.text, "002_step.sql")
+    error = refused(apply, database, [TABLE, alter], lock_timeout=60, lock_attempts=1)
+    assert f"blocked by: pid {blocker.info.backend_pid} (settler_app, billing, idle in transaction" in error.message
+
+
+def test_blocker_that_the_login_may_not_look_at_is_told_and_left(cluster, new_database, connect, server, apply):
+    database = new_database()
+    apply(database, [TABLE])
+    with connect(database) as admin:
+        admin.execute("CREATE ROLE stranger LOGIN PASSWORD 'strange'; GRANT SELECT ON a TO stranger")
+        admin.execute("GRANT USAGE ON SCHEMA public TO stranger")
+        admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO stranger").format(sql.Identifier(database)))
+    try:
+        blocker = psycopg.connect(cluster.conninfo(database, "stranger", "strange"), autocommit=True)
+        blocker.execute("BEGIN; SELECT * FROM a")
+        done = Outcome()
+        policy = BlockerPolicy("terminate", 0.0, match=("stranger",))
+        refused(apply, database, [TABLE, ALTER], done, lock_timeout=1, lock_attempts=1, blockers=policy)
+        hidden, left = done.warnings
+        assert "1 sessions in this database belong to roles that settler_migrator may not look at" in hidden
+        assert left.startswith(f"blocker not ended: pid {blocker.info.backend_pid} (stranger, ")
+        assert left.endswith("GRANT pg_read_all_stats lets it")
+        assert blocker.execute("SELECT 1").fetchone() == (1,)
+        blocker.close()
+    finally:
+        connect(database).execute("DROP OWNED BY stranger")
+        server.execute("DROP ROLE stranger")
+
+
+def test_transaction_without_a_query_is_not_said_to_be_cancelled(busy, apply, ask):
+    database, _blocker = busy
+    done = Outcome()
+    policy = BlockerPolicy("cancel", 0.0, match=("*",))
+    refused(apply, database, [TABLE, ALTER], done, lock_timeout=1, lock_attempts=2, blockers=policy)
+    assert done.ended == []
+    (warning,) = done.warnings
+    assert "it is idle in transaction: there is no query to cancel; only blocker_action=terminate ends it" in warning
+    assert ask(database, "SELECT count(*) FROM runbook.events WHERE event = 'blocker_ended'") == 0
+
+
+def test_blocker_that_is_ended_after_the_files_is_recorded_too(new_database, connect, roles, apply, ask):
+    database = new_database()
+    apply(database, [TABLE])
+    blocker = connect(database, user=roles.migrator)
+    blocker.execute("SET ROLE settler_owner; SET application_name = 'billing'")
+    blocker.execute("BEGIN; LOCK TABLE a IN SHARE UPDATE EXCLUSIVE MODE")
+    policy = BlockerPolicy("terminate", 0.1, match=("billing",))
+    fill = migration("INSERT INTO a VALUES (0);", "002_fill.sql")
+    done = apply(database, [TABLE, fill], lock_timeout=60, blockers=policy)
+    assert done.analyzed == ["public.a"]
+    detail, file = ask(database, "SELECT array[detail->>'pid', file] FROM runbook.events WHERE event = 'blocker_ended'")
+    assert (int(detail), file) == (blocker.info.backend_pid, None)
+
+
+def test_question_that_has_to_wait_for_a_lock_is_asked_again(busy, apply, connect, roles):
+    database, _reader = busy
+    blocker = connect(database, role=roles.owner)
+    blocker.execute("CREATE TABLE b (i int)")
+    blocker.execute("BEGIN; LOCK TABLE b")
+    asking = migration("CREATE TABLE c (i int);", "002_c.sql", verify="SELECT i FROM b;")
+    error = refused(apply, database, [TABLE, asking], lock_timeout=0.3, lock_attempts=1)
+    assert error.facts["sqlstate"] == "55P03"
+    assert "/migrations/002_c.verify.sql:1: " in error.message
+    assert f"blocked by: pid {blocker.info.backend_pid} " in error.message
+    assert "Another session held the lock" in error.hint
+
+    def say(line: str) -> None:
+        if "002_c.sql (1 of 1): verifying, line 1: attempt 1 of 50 gave way to pid" in line:
+            blocker.execute("COMMIT")
+
+    done = apply(database, [TABLE, asking], say=say, lock_timeout=0.3, lock_attempts=50)
+    assert [one.attempts for one in done.applied] == [2]
+
+
+def test_pause_between_attempts_grows_and_is_never_the_same():
+    for attempt, longest in ((1, 0.2), (2, 0.4), (3, 0.8), (4, 1.6), (5, 3.2), (6, 5.0), (50, 5.0)):
+        pauses = [pause(attempt) for _ in range(50)]
+        assert longest / 2 <= min(pauses) < max(pauses) <= longest
+        assert len(set(pauses)) > 1
+
+
+def test_attempts_are_paused_between(busy, apply, monkeypatch):
+    database, _blocker = busy
+    pauses: list[float] = []
+    monkeypatch.setattr(_work, "pause", lambda attempt: pauses.append(attempt) or 0.0)
+    refused(apply, database, [TABLE, ALTER], lock_timeout=0.05, lock_attempts=3)
+    assert pauses == [1, 2]
 
 
 def test_policy_that_names_nobody_is_refused(cluster, roles, tmp_path, new_database):
@@ -107,7 +232,7 @@ def test_progress_says_what_a_file_waits_for_and_how_far_it_is(busy, apply):
         )
     )
     wait_until(lambda: any(f"waits for pid {blocker.info.backend_pid}" in line for line in said))
-    wait_until(lambda: any("attempt 1 of 50 gave way to another session's lock" in line for line in said))
+    wait_until(lambda: any(f"attempt 1 of 50 gave way to pid {blocker.info.backend_pid} (" in line for line in said))
     blocker.execute("COMMIT")
     run.value()
     assert any(line.startswith("002_step.sql (1 of 1): statement 1 of 1, line 1, ") for line in said)
@@ -120,6 +245,65 @@ def test_progress_of_a_long_statement_has_phase_and_percent(new_database, apply)
     )
     apply(new_database(), [big], say=said.append, lock_timeout=0.1, progress_interval=0.05)
     assert any("CREATE INDEX: " in line and "%" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("SET vacuum_cost_delay = 20;\nSET vacuum_cost_limit = 1;\nVACUUM b;", "VACUUM: scanning heap "),
+        ("SET vacuum_cost_delay = 20;\nSET vacuum_cost_limit = 1;\nANALYZE b;", "ANALYZE: acquiring sample rows "),
+        ("CLUSTER b USING b_md5;", "CLUSTER: "),
+        ("COPY (SELECT pg_sleep(0.01) FROM generate_series(1, 100)) TO '/dev/null';", "COPY TO"),
+    ],
+)
+def test_progress_of_commands_that_have_a_view_of_their_own(new_database, connect, roles, apply, text, told):
+    database = new_database()
+    rows = "CREATE TABLE b AS SELECT g, md5(g::text) FROM generate_series(1, 5000) g; CREATE INDEX b_md5 ON b (md5);"
+    big = rows.replace("5000", "300000") if "CLUSTER" in text else rows
+    said: list[str] = []
+    connect(database).execute("GRANT pg_write_server_files TO settler_owner")
+    try:
+        apply(
+            database,
+            [migration(big), migration("-- runbook: no-transaction\n" + text, "002_step.sql")],
+            say=said.append,
+            lock_timeout=0.1,
+            progress_interval=0.02,
+        )
+    finally:
+        connect(database).execute("REVOKE pg_write_server_files FROM settler_owner")
+    assert any(told in line for line in said), said
+
+
+def test_run_without_a_second_connection_is_not_silent(new_database, server, apply):
+    database = new_database()
+    server.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 1").format(sql.Identifier(database)))
+    said: list[str] = []
+    apply(database, [migration("SELECT pg_sleep(1);")], say=said.append, lock_timeout=0.1, progress_interval=0.05)
+    assert any(line.startswith("001_test.sql (1 of 1): statement 1 of 1, line 1, ") for line in said)
+
+
+def test_run_that_waits_for_another_one_says_so(new_database, apply):
+    database = new_database()
+    said: list[str] = []
+    begun, over = threading.Event(), threading.Event()
+
+    def hold(line: str) -> None:
+        begun.set()
+        over.wait(60)
+
+    slow = migration("SELECT pg_sleep(0.5);")
+    other = Background(lambda: apply(database, [slow], say=hold, lock_timeout=0.1, progress_interval=0.01))
+    assert begun.wait(60)
+
+    def say(line: str) -> None:
+        said.append(line)
+        over.set()
+
+    assert apply(database, [slow], say=say, run_id="run-2", progress_interval=0.05).applied == []
+    other.value()
+    assert said[0].startswith("another run holds this database's lock; waits for it, ")
+    assert "runbook:run-1:migrate" in said[0]
 
 
 def test_many_quick_statements_are_not_silent_either(new_database, apply):

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _connection, _module, _private
@@ -108,3 +109,22 @@ def test_progress_that_no_controller_has_removed_is_removed_when_it_is_old(tmp_p
         {dead, held, other} if hours < 1 else {held, other}
     )
     assert mine.read_text(encoding="utf-8") == "a line\n"
+
+
+def test_progress_that_cannot_be_written_does_not_end_a_run():
+    with contextlib.ExitStack() as stack:
+        _module.teller(stack, "/dev/full")("a line")
+
+
+def test_lines_of_progress_that_threads_tell_at_once_stay_whole(tmp_path):
+    path = tmp_path / f"runbook-progress-{'c' * 32}"
+    with contextlib.ExitStack() as stack:
+        say = _module.teller(stack, str(path))
+        threads = [threading.Thread(target=lambda text=text: [say(text * 50) for _ in range(500)]) for text in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2000
+    assert {len(line) for line in lines} == {50}

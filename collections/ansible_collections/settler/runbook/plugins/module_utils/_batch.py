@@ -223,8 +223,7 @@ def _batch(work: Work, script: Script, progress: dict[str, t.Any], size: int) ->
                     _note(work, script, FAILED, {**progress, **failure.as_event()})
                 record_failure(work, script, failure.as_event())
                 raise failure.explain(script, work.outcome, state) from error
-            work.watch.note(f"batch {progress['batches'] + 1}: attempt {attempt} gave way to another session's lock")
-            work.pause(attempt)
+            work.give_way(attempt, f"batch {progress['batches'] + 1}: ")
         else:
             progress.update(done)
             return time.monotonic() - begun, attempt

@@ -47,14 +47,17 @@ def key_of(connection: psycopg.Connection[t.Any], options: Options) -> int:
 
 
 @contextlib.contextmanager
-def run_lock(connection: psycopg.Connection[t.Any], options: Options) -> t.Iterator[t.Callable[[], None]]:
-    """Hold the run's advisory lock; yields a function that asserts that it is still held.
+def run_lock(
+    connection: psycopg.Connection[t.Any], options: Options, say: t.Callable[[str], None] | None = None
+) -> t.Iterator[t.Callable[[], None]]:
+    """Hold the run's advisory lock; yields a function that asserts that it is still held. C(say) takes progress.
 
     The lock is polled: waiting inside pg_advisory_lock would deadlock with the holder's CREATE INDEX CONCURRENTLY.
     A backend that an earlier run has left, still at work in a transaction, is waited for as well.
     """
     key = key_of(connection, options)
-    deadline = time.monotonic() + options.lock_wait
+    begun = time.monotonic()
+    deadline, said_at = begun + options.lock_wait, begun
     locked = False
     try:
         while True:
@@ -62,7 +65,11 @@ def run_lock(connection: psycopg.Connection[t.Any], options: Options) -> t.Itera
             others = rows_of(connection, _IN_THE_WAY, {"key": key})
             if locked and not others:
                 break
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if say and now - said_at >= options.progress_interval:
+                said_at = now
+                say(f"{_obstacle(locked)}; waits for it, {now - begun:.0f} s: {_listed(others)}")
+            if now > deadline:
                 raise _in_the_way(others, locked, options)
             time.sleep(random.uniform(0.05, 0.25))  # noqa: S311 - jitter, no secret
 
@@ -88,13 +95,18 @@ def lock_is_gone() -> RunbookError:
 
 
 def _in_the_way(others: t.Sequence[t.Mapping[str, t.Any]], locked: bool, options: Options) -> RunbookError:
-    who = "; ".join(describe_session(row) for row in others)
-    if locked:
-        message = f"a backend of an earlier run still works in this database; waited {options.lock_wait:g} s: {who}"
-    else:
-        message = f"another run holds this database's lock; waited {options.lock_wait:g} s: {who}"
     return RunbookError(
-        message,
+        f"{_obstacle(locked)}; waited {options.lock_wait:g} s: {_listed(others)}",
         hint="Wait for it. If its runner is dead, its last statement still works: "
         "SELECT pg_terminate_backend(<pid>) ends it and rolls its file back.",
     )
+
+
+def _obstacle(locked: bool) -> str:
+    if locked:
+        return "a backend of an earlier run still works in this database"
+    return "another run holds this database's lock"
+
+
+def _listed(sessions: t.Sequence[t.Mapping[str, t.Any]]) -> str:
+    return "; ".join(describe_session(row) for row in sessions)

@@ -44,6 +44,12 @@ _MAY_MAKE_RESTORE_POINTS = (
     "AND has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE')"
 )
 
+#: Sessions of which the login may see no more than that they are there.
+_HIDDEN = """
+SELECT count(*) FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND usename IS NOT NULL AND backend_type IS NULL
+"""
+
 _OLD_TRANSACTIONS = """
 SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds,
        left(query, 120) AS query
@@ -79,7 +85,7 @@ def migrate(
     """
     prove_primary(connection)
     ledger = Ledger(connection, options.schema)
-    with run_lock(connection, options) as held:
+    with run_lock(connection, options, say) as held:
         restore_points = bool(one_of(connection, _MAY_MAKE_RESTORE_POINTS))
         set_role(connection, options.role)
         ledger.is_known_current = ledger.is_current()
@@ -92,7 +98,7 @@ def migrate(
         if scripts:
             refuse_hazards(assess(connection, scripts, options))
             outcome.warnings += _old_transactions(connection, options)
-        with Watch(connection, options, outcome, say) as watch:
+        with Watch(connection, options, outcome, say, _shortest_wait(scripts, options)) as watch:
             key = key_of(connection, options)
             work = Work(connection, ledger, options, outcome, watch, key, restore_points)
             try:
@@ -102,15 +108,32 @@ def migrate(
                 raise
             if work.touched:
                 watch.file("after the files", len(scripts), len(scripts))
-                maintain(connection, work.touched, options, outcome, watch)
+                ended = len(outcome.ended)
+                try:
+                    maintain(connection, work.touched, options, outcome, watch)
+                finally:
+                    _record_ended(work, ended)
+
+
+def _shortest_wait(scripts: t.Sequence[Script], options: Options) -> float:
+    """Return the shortest lock_timeout of a run, in seconds; 0 where none ends."""
+    own = [script.file.directives.lock_timeout for script in scripts]
+    return min((wait for wait in [options.lock_timeout, *own] if wait), default=0.0)
 
 
 def _old_transactions(connection: psycopg.Connection[t.Any], options: Options) -> list[str]:
     """Tell which transactions are so old that files are likely to wait for them; asked as the login, who sees more."""
     reset(connection)
     found = rows_of(connection, _OLD_TRANSACTIONS, [options.long_transaction])
+    hidden = one_of(connection, _HIDDEN)
     set_role(connection, options.role)
-    return [f"an open transaction may hold locks that a file waits for: {describe_session(row)}" for row in found]
+    told = [f"an open transaction may hold locks that a file waits for: {describe_session(row)}" for row in found]
+    if hidden:
+        told.append(
+            f"{hidden} sessions in this database belong to roles that {connection.info.user} may not look at: long "
+            "transactions of theirs are not told and no blocker policy ends them; GRANT pg_read_all_stats lets it"
+        )
+    return told
 
 
 def _apply_all(work: Work, scripts: t.Sequence[Script], held: t.Callable[[], None]) -> None:
@@ -123,7 +146,7 @@ def _apply_all(work: Work, scripts: t.Sequence[Script], held: t.Callable[[], Non
                 held()
             work.outcome.applied.append(_apply(work, script, scripts[number] if number < len(scripts) else None))
         finally:
-            _record_ended(work, script, ended)
+            _record_ended(work, ended, script.file.file)
 
 
 def _apply(work: Work, script: Script, following: Script | None) -> Applied:
@@ -151,12 +174,12 @@ def _know_the_copy(ledger: Ledger, options: Options) -> None:
         ledger.adopt_copy(origin, run_id=options.run_id)
 
 
-def _record_ended(work: Work, script: Script, since: int) -> None:
-    """Write down which sessions were ended for a file."""
+def _record_ended(work: Work, since: int, file: str | None = None) -> None:
+    """Write down which sessions were ended for a file, or for the care after all of them."""
     ended = work.outcome.ended[since:]
     if not ended or work.connection.closed:
         return
     work.as_owner()
     if work.ledger.exists():
         for row in ended:
-            work.ledger.record_event("blocker_ended", run_id=work.options.run_id, file=script.file.file, **row)
+            work.ledger.record_event("blocker_ended", run_id=work.options.run_id, file=file, **row)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing as t
 from pathlib import Path
@@ -18,9 +19,6 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._private import remove_abandoned, take_lock
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import PSYCOPG_IMPORT_ERROR, psycopg
-
-if t.TYPE_CHECKING:
-    import contextlib
 
 #: What the controller calls a file of progress, and for how long after its last line it may still read it.
 _PROGRESS = f"runbook-progress-{'[0-9a-f]' * 32}"
@@ -63,8 +61,13 @@ def teller(stack: contextlib.ExitStack, path: str | None) -> t.Callable[[str], N
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     except OSError:  # progress is a comfort, not a condition
         return None
-    file = stack.enter_context(os.fdopen(handle, "a", encoding="utf-8", buffering=1))
+    stack.callback(os.close, handle)
     take_lock(handle)
     # the controller removes its file; where it was killed nobody does. It reads the last lines after the lock is free.
     remove_abandoned(Path(path).parent, _PROGRESS, seconds=_PROGRESS_SECONDS)
-    return lambda line: print(line, file=file)
+
+    def tell(line: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk, for instance
+            os.write(handle, f"{line}\n".encode())  # in one piece: several threads may tell
+
+    return tell

@@ -189,8 +189,7 @@ def _run(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any]) 
                 _note(work, script, number, FAILED, failure.as_event())
                 record_failure(work, script, failure.as_event())
                 raise _stopped(work, script, number, failure) from failure.error
-            work.watch.note(f"line {statement.line}: attempt {attempt} gave way to another session's lock")
-            work.pause(attempt)
+            work.give_way(attempt, f"line {statement.line}: ")
         else:
             if _autocommits(statement):
                 work.settle(script)

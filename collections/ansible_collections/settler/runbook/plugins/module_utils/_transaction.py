@@ -75,10 +75,13 @@ def apply(work: Work, script: Script, following: Script | None = None) -> Applie
             if not blocked or attempt == work.options.lock_attempts:
                 record_failure(work, script, failure.as_event())
                 raise failure.explain(script, work.outcome, _state(work, script)) from failure.error
-            work.watch.note(f"attempt {attempt} of {work.options.lock_attempts} gave way to another session's lock")
-            work.pause(attempt)
+            work.give_way(attempt)
         except VerifyError as failure:
             give_up_transaction(work.connection)
+            if failure.sqlstate in RETRYABLE and attempt < work.options.lock_attempts:
+                work.give_way(attempt, f"verifying, line {failure.question.line}: ")
+                continue
+            work.outcome.blockers = list(failure.blockers)
             record_failure(work, script, {"line": failure.question.line, "message": failure.text})
             raise failure.explain(work.outcome, f"{script.file.file} was rolled back and left nothing") from failure
     raise AssertionError("unreachable: lock_attempts is at least 1")

@@ -29,12 +29,12 @@ if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._statements import Statement
 
 _BLOCKERS = """
-SELECT a.pid, a.usename, a.application_name, a.state, a.backend_type,
+SELECT DISTINCT a.pid, a.usename, a.application_name, a.state, a.backend_type,
        extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.backend_start))::int AS seconds,
-       left(a.query, 120) AS query, a.backend_start::text AS since
+       left(a.query, 120) AS query, coalesce(a.xact_start, a.backend_start)::text AS since
 FROM unnest(pg_blocking_pids(%s)) AS blocker (pid)
 JOIN pg_catalog.pg_stat_activity a USING (pid)
-GROUP BY 1, 2, 3, 4, 5, 6, 7, 8 ORDER BY 6 DESC NULLS LAST
+ORDER BY 6 DESC NULLS LAST
 """
 
 #: One row for the session's long command, whichever it is.
@@ -71,6 +71,8 @@ class Watch:
         options: the policy for blockers, the pace of progress lines.
         outcome: gets the sessions that were ended.
         say: takes a line of progress; None is silent.
+        shortest_wait: the shortest lock_timeout that a file has, in seconds; 0 waits without end. Who blocks has to
+            be seen within it.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Watch:
         options: Options,
         outcome: Outcome,
         say: t.Callable[[str], None] | None = None,
+        shortest_wait: float = 0.0,
     ) -> None:
+        self._pause = min(max(shortest_wait / 4, 0.02), 0.5) if shortest_wait else 0.5
         self._target = connection
         self._pid = connection.info.backend_pid
         self._options = options
@@ -94,9 +98,10 @@ class Watch:
         self._detail: t.Callable[[], str] = str
         self._file = ""
         self._file_since = time.monotonic()
-        self._blocked_since: float | None = None
+        self._blocked_since: dict[tuple[int, str], float] = {}  # by session and transaction
         self._said_at = time.monotonic()
-        self._unable: set[tuple[int, str]] = set()
+        self._settled: set[tuple[int, str]] = set()  # transactions for which nothing more is done
+        self._left: set[tuple[int, str]] = set()  # and those of which was said why
         self.blockers: list[dict[str, t.Any]] = []  # seen since the statement began
 
     def __enter__(self) -> t.Self:
@@ -113,7 +118,7 @@ class Watch:
         """Say which file is at work; its time and its wait for locks are counted from here."""
         self._file = f"{name} ({number} of {total})"
         self._file_since = time.monotonic()
-        self._blocked_since = None
+        self._blocked_since = {}
 
     @contextlib.contextmanager
     def statement(self, statement: Statement | None, number: int, total: int, title: str = "") -> t.Iterator[None]:
@@ -142,19 +147,21 @@ class Watch:
             self._say(f"{self._file}: {line}")
 
     def _work(self) -> None:
-        pause = min(max(self._options.lock_timeout / 4, 0.02), 0.5)
-        while not self._stopped.wait(pause):
-            try:
-                with self._looking:
-                    now = time.monotonic()
-                    if self._since is not None and now - self._since >= pause:
+        while not self._stopped.wait(self._pause):
+            with self._looking:
+                now = time.monotonic()
+                if self._since is None:
+                    continue
+                try:
+                    if now - self._since >= self._pause:
                         self._look()
-                    elif self._since is not None:
+                    else:
                         self._tell([], now)  # many quick statements are a long run, too
-            except psycopg.Error:
-                if self._own:
-                    self._own.close()
-                self._own = None  # the next look connects again
+                except psycopg.Error:
+                    if self._own:
+                        self._own.close()
+                    self._own = None  # the next look connects again
+                    self._tell([], now)
 
     def _look(self) -> None:
         if self._own is None:
@@ -170,9 +177,9 @@ class Watch:
         now = time.monotonic()
         if waits_for and self._since is not None:
             self.blockers = waits_for
-            self._blocked_since = self._blocked_since or now
-            if now - self._blocked_since >= self._options.blockers.after:
-                for row in waits_for:
+            for row in waits_for:
+                # a transaction keeps its locks to its end: it is counted over several attempts of a file
+                if now - self._blocked_since.setdefault(_transaction(row), now) >= self._options.blockers.after:
                     self._end(row)
         self._tell(waits_for, now)
 
@@ -198,24 +205,38 @@ class Watch:
     def _end(self, row: dict[str, t.Any]) -> None:
         """Cancel or terminate a blocker, if the policy names it."""
         action = self._options.blockers.action
-        if not may_end(self._options.blockers, row) or self._own is None or (row["pid"], row["since"]) in self._unable:
+        if not is_named(self._options.blockers, row) or self._own is None or _transaction(row) in self._settled:
+            return
+        if reason := why_not(action, row):
+            self._leave(row, reason)
             return
         try:
             done = self._own.execute(_END[action], [row["pid"]]).fetchone()
         except psycopg.errors.InsufficientPrivilege as error:
-            self._unable.add((row["pid"], row["since"]))
-            self._outcome.warnings.append(f"blocker not ended: {describe_session(row)}: {error.diag.message_primary}")
+            self._settled.add(_transaction(row))
+            self._leave(row, error.diag.message_primary or "")
             return
         if done and done[0]:
             self._outcome.ended.append({**row, "action": action})
             self.note(f"{action}: {describe_session(row)}")
             if action == "cancel":
-                self._unable.add((row["pid"], row["since"]))  # once: what goes on after that was not cancelled by it
+                self._settled.add(_transaction(row))  # once: what goes on after that was not cancelled by it
+
+    def _leave(self, row: dict[str, t.Any], reason: str) -> None:
+        """Say once why a blocker that the policy names is not ended."""
+        if _transaction(row) in self._left:
+            return
+        self._left.add(_transaction(row))
+        self._outcome.warnings.append(f"blocker not ended: {describe_session(row)}: {reason}")
 
 
-def may_end(policy: BlockerPolicy, row: t.Mapping[str, t.Any]) -> bool:
-    """Tell whether a policy ends a session: a client, that one of its patterns names and none of the others does."""
-    if policy.action == "wait" or row["backend_type"] != "client backend":
+def _transaction(row: t.Mapping[str, t.Any]) -> tuple[int, str]:
+    return row["pid"], row["since"]
+
+
+def is_named(policy: BlockerPolicy, row: t.Mapping[str, t.Any]) -> bool:
+    """Tell whether a policy ends a session: one of its patterns names it and none of the others does."""
+    if policy.action == "wait":
         return False
     names = [name for name in (row["application_name"], row["usename"]) if name]
 
@@ -223,3 +244,14 @@ def may_end(policy: BlockerPolicy, row: t.Mapping[str, t.Any]) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
     return matches(policy.match) and not matches(policy.never)
+
+
+def why_not(action: str, row: t.Mapping[str, t.Any]) -> str:
+    """Return why a session that a policy names can not be ended by C(action); empty if it can."""
+    if row["backend_type"] is None:
+        return "the login may not see what kind of session it is; GRANT pg_read_all_stats lets it"
+    if row["backend_type"] != "client backend":
+        return f"it is no client but the {row['backend_type']}"
+    if action == "cancel" and row["state"].startswith("idle"):
+        return f"it is {row['state']}: there is no query to cancel; only blocker_action=terminate ends it"
+    return ""

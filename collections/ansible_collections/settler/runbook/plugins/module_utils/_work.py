@@ -15,7 +15,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe, hint_for
 from ansible_collections.settler.runbook.plugins.module_utils._files import line_at
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
-from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, describe_session
+from ansible_collections.settler.runbook.plugins.module_utils._run import RETRYABLE, Options, Outcome, describe_session
 
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
@@ -101,9 +101,16 @@ class Work:
             self.connection.execute("SELECT pg_logical_emit_message(true, 'runbook', 'flush')")
             self.unflushed = False
 
-    def pause(self, attempt: int) -> None:
-        """Wait before the next attempt, longer each time, never in step with others."""
-        time.sleep(min(0.2 * 2 ** (attempt - 1), 5.0) * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+    def give_way(self, attempt: int, what: str = "") -> None:
+        """Say to whom an attempt gave way, and wait before the next one."""
+        who = "; ".join(describe_session(row) for row in self.watch.blockers) or "another session's lock"
+        self.watch.note(f"{what}attempt {attempt} of {self.options.lock_attempts} gave way to {who}")
+        time.sleep(pause(attempt))
+
+
+def pause(attempt: int) -> float:
+    """Return seconds to wait after an attempt, from 1 on: longer each time, at most 5, never in step with others."""
+    return min(0.2 * 2.0 ** (attempt - 1), 5.0) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
 class StatementError(Exception):
@@ -177,7 +184,8 @@ def verify(work: Work, script: Script) -> None:
             with work.watch.statement(question, number, len(script.verify), f"verifying, line {question.line}"):
                 cursor = connection.execute(question.text.encode())
         except psycopg.Error as error:
-            raise VerifyError(script, question, describe(error)) from error
+            blockers = work.watch.blockers if error.sqlstate in RETRYABLE else []
+            raise VerifyError(script, question, describe(error), error.sqlstate or "", blockers) from error
         if cursor.description and (rows := cursor.fetchmany(_SHOWN_ROWS)):
             names = [column.name for column in cursor.description]
             shown = "\n".join(
@@ -190,24 +198,40 @@ def verify(work: Work, script: Script) -> None:
 class VerifyError(Exception):
     """The file did what it says, but its C(.verify.sql) is not content."""
 
-    def __init__(self, script: Script, question: Statement, text: str) -> None:
+    def __init__(
+        self,
+        script: Script,
+        question: Statement,
+        text: str,
+        sqlstate: str = "",
+        blockers: t.Sequence[dict[str, t.Any]] = (),
+    ) -> None:
         assert script.file.verify is not None
         super().__init__(text)
         self.path = script.file.verify.path
         self.question = question
         self.text = text
+        self.sqlstate = sqlstate
+        self.blockers = blockers
 
     def explain(self, outcome: Outcome, state: str) -> RunbookError:
         """Say it for the operator."""
         done = ", ".join(applied.file for applied in outcome.applied) or "no file"
+        blockers = [f"  blocked by: {describe_session(row)}" for row in self.blockers]
         return RunbookError(
-            f"{self.path}:{self.question.line}: {self.text}\n  question: {self.question.first_line}\n"
-            f"  state: {state}; this run had applied {done} before it",
-            hint="Correct the migration, or the question, and run again.",
+            "\n".join(
+                [
+                    f"{self.path}:{self.question.line}: {self.text}",
+                    f"  question: {self.question.first_line}",
+                    *blockers,
+                    f"  state: {state}; this run had applied {done} before it",
+                ]
+            ),
+            hint=hint_for(self.sqlstate) or "Correct the migration, or the question, and run again.",
             file=str(self.path),
             line=self.question.line,
             statement=self.question.first_line,
-            sqlstate="",
+            sqlstate=self.sqlstate,
             detail="",
         )
 

@@ -121,7 +121,7 @@ options:
     choices: [wait, cancel, terminate]
     default: wait
   blocker_after:
-    description: Seconds that a file waits before O(blocker_action).
+    description: Seconds that a session's transaction must have been in a file's way before O(blocker_action).
     type: float
     default: 30.0
   blocker_match:
