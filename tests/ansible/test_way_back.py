@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -138,6 +139,19 @@ def test_a_snapshot_stays_for_its_time_and_a_later_run_drops_it(ready: Deploymen
     assert ready.databases() == [ready.database]
 
 
+@pytest.mark.parametrize("playbook", ["migrate.yml", "backup.yml"])
+def test_a_snapshot_whose_time_has_passed_goes_with_a_run_that_changes_nothing(
+    ready: Deployment, playbook: str
+) -> None:
+    ready.migration("902_two.sql", "CREATE TABLE two (id int);\nALTER TABLE two ENABLE ROW LEVEL SECURITY;\n")
+    run = ready.play("migrate.yml", backup_snapshot=True, backup_snapshot_keep_hours=0.001, verify_unexpected="ignore")
+    assert run.rc == 0, run.output
+    time.sleep(3.6)
+    run = ready.play(playbook, verify_unexpected="ignore")
+    assert run.rc == 0, run.output
+    assert ready.databases() == [ready.database]
+
+
 def test_a_drill_proves_the_newest_backup_and_a_damaged_one_lets_no_run_begin(ready: Deployment) -> None:
     assert ready.play("backup.yml", runbook_run_id=RUN).rc == 0
     backup = ready.folder / "inventory" / "backups" / ready.database / RUN
@@ -227,6 +241,40 @@ def test_a_rollback_that_fails_drops_nothing_keeps_the_application_out_and_says_
     assert ready.query("SELECT relrowsecurity FROM pg_class WHERE relname = 'jobs'") == [(True,)]
     with ready.connect(user="app"):
         pass
+
+
+def test_a_run_id_that_was_used_before_takes_no_old_backup(ready: Deployment) -> None:
+    """What the application wrote between the two runs is in no backup of the first one."""
+    ready.migration("902_wrong.sql", "SELECT 1 / 0;\n")
+    assert ready.play("migrate.yml", runbook_run_id=RUN).rc != 0
+    before = ready.row_counts()
+    with ready.connect() as server:
+        server.execute("INSERT INTO tenants (name, slug) VALUES ('since', 'since')")
+    ready.migration("902_wrong.sql", WRONG)
+
+    run = ready.play("migrate.yml", runbook_run_id=RUN)
+
+    assert run.rc != 0
+    assert f"the run id {RUN} has been used before: there is a backup in " in run.output
+    assert "the change did not start; the database is as it was" in run.output
+    assert {table: rows for table, rows in ready.row_counts().items() if rows != before[table]} == {
+        "tenants": before["tenants"] + 1
+    }
+    with ready.connect(user="app"):
+        pass
+    assert "has been used before" in (diagnostics(ready) / "error.txt").read_text(encoding="utf-8")
+
+
+def test_a_rollback_by_hand_keeps_what_an_investigation_needs(ready: Deployment) -> None:
+    assert ready.play("backup.yml").rc == 0
+    assert ready.play("rollback.yml", runbook_run_id=RUN).rc != 0  # it is not confirmed
+    assert not diagnostics(ready).exists()
+
+    run = ready.play("rollback.yml", runbook_run_id=RUN, rollback_confirm=ready.database)
+
+    assert run.rc == 0, run.output
+    assert str(diagnostics(ready)) in run.output
+    assert {"rollback.json", "ledger.json", "sizes.json"} <= {path.name for path in diagnostics(ready).iterdir()}
 
 
 def test_a_run_killed_in_its_rollback_can_be_taken_back_by_hand(ready: Deployment) -> None:

@@ -258,6 +258,7 @@ def test_same_run_has_its_backup_already(database, back_up, connect, roles):
     first = back_up(database)
     connect(database, role=roles.owner, user=roles.migrator).execute("INSERT INTO tenants (name) VALUES ('later')")
     assert {**back_up(database), "pruned": []} == {**first, "pruned": []}
+    assert "the run id b1 has been used before" in refused(back_up, database, fresh=True).message
 
 
 def test_retention_keeps_the_newest_of_this_environment_and_touches_no_other(database, back_up, tmp_path):

@@ -127,6 +127,7 @@ def test_snapshot_is_swapped_in_with_all_that_belongs_to_the_database(call, data
     with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
         connect(taken["name"])
     assert not call("snapshot", database)["changed"]
+    assert f"there is a snapshot, {taken['name']}" in call("snapshot", database, fresh=True)["msg"]
 
     change(connect, database)
     result = call("restore", database, confirm=database, accept_data_loss=True)

@@ -81,7 +81,10 @@ FROM pg_catalog.pg_control_system()
 
 @dataclass(frozen=True)
 class Options:
-    """What to write and where. Times are in seconds, or in days where the name says so."""
+    """What to write and where. Times are in seconds, or in days where the name says so.
+
+    C(fresh) refuses the backup that an earlier run of the same id has made; without it that one is returned.
+    """
 
     directory: Path
     run_id: str
@@ -96,6 +99,7 @@ class Options:
     keep: int
     keep_days: float = 0
     encryption: Encryption = UNENCRYPTED
+    fresh: bool = False
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
@@ -112,6 +116,8 @@ def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     with only_one(home) as lock:
         remove_leftovers(home, lock)
         if final.exists():
+            if options.fresh:
+                raise _manifest.used_run_id(options.run_id, f"a backup in {final}")
             return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
         remove_plain(home)
         partial = home / f".{options.run_id}.partial"

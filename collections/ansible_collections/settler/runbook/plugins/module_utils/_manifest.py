@@ -201,6 +201,14 @@ def home_of(directory: Path, database: str) -> Path:
     return directory / (f"%2E{name[1:]}" if name.startswith(".") else name)
 
 
+def used_run_id(run_id: str, what: str) -> RunbookError:
+    """Return the error of a change whose run id has been used: what an earlier run made lacks all that came since."""
+    return RunbookError(
+        f"the run id {run_id} has been used before: there is {what}; nothing was changed",
+        hint="Leave runbook_run_id out, or give another one: a change goes back only to what its own window has made.",
+    )
+
+
 def list_backups(directory: Path, database: str, *, checksums: bool = False) -> list[dict[str, t.Any]]:
     """Return the manifests of a database's backups, newest first, each with C(path), C(proof) and C(error).
 

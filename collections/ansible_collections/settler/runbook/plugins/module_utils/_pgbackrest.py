@@ -67,7 +67,10 @@ FROM pg_create_restore_point(%s) lsn
 
 @dataclass(frozen=True)
 class Options:
-    """What to back up, how, and where its manifest goes. Times are in seconds; without limits no data is read."""
+    """What to back up, how, and where its manifest goes. Times are in seconds; without limits no data is read.
+
+    C(fresh) refuses the backup that an earlier run of the same id has made; without it that one is returned.
+    """
 
     directory: Path
     run_id: str
@@ -80,6 +83,7 @@ class Options:
     account: str
     archive_timeout: float
     limits: Limits | None = None
+    fresh: bool = False
 
 
 def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = False) -> dict[str, t.Any]:
@@ -102,6 +106,8 @@ def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = Fal
     with only_one(home) as lock:
         remove_leftovers(home, lock)
         if final.exists():
+            if options.fresh:
+                raise _manifest.used_run_id(options.run_id, f"a backup in {final}")
             return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
         manifest, data = _back_up(params, options, program)
         partial = home / f".{options.run_id}.partial"

@@ -21,6 +21,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._database import properties
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import used_run_id
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._swap import (
     SNAPSHOT,
@@ -58,13 +59,17 @@ FROM pg_catalog.pg_database WHERE starts_with(shobj_description(oid, 'pg_databas
 
 @dataclass(frozen=True)
 class Options:
-    """What to make. C(max_bytes) is the largest database that is copied, C(keep_hours) how long the copy stays."""
+    """What to make. C(max_bytes) is the largest database that is copied, C(keep_hours) how long the copy stays.
+
+    C(fresh) refuses the copy that an earlier run of the same id has made; without it that one is returned.
+    """
 
     run_id: str
     environment: str
     ledger_schema: str
     max_bytes: int
     keep_hours: float
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,8 @@ def take(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:snapshot") as connection:
         only_one(connection, database)
         if any(snapshot.name == name for snapshot in found(connection, database)):
+            if options.fresh:
+                raise used_run_id(options.run_id, f"a snapshot, {name}")
             return {**looked, "changed": False, "strategy": "", "duration_s": 0.0}
         _check_alone(connection, database)
         strategy = _copy(connection, database, name, content["properties"]["owner"])

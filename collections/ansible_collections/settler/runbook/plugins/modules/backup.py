@@ -31,6 +31,12 @@ options:
     description: Name of this run.
     type: str
     required: true
+  fresh:
+    description:
+      - Fail if an earlier run of the same O(run_id) has left a backup, instead of returning that one.
+      - A change needs it, because what was written since is not in an older backup.
+    type: bool
+    default: false
   environment:
     description: Name of the environment. A backup is only restored where it was made.
     type: str
@@ -162,6 +168,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     options = Options(
         directory=Path(params["directory"]),
         run_id=params["run_id"],
+        fresh=params["fresh"],
         environment=params["environment"],
         role=params["set_role"],
         ledger_schema=params["ledger_schema"],
@@ -197,6 +204,7 @@ def main() -> None:
         {
             "directory": {"type": "path", "required": True},
             "run_id": {"type": "str", "required": True},
+            "fresh": {"type": "bool", "default": False},
             "environment": {"type": "str", "required": True},
             "set_role": {"type": "str"},
             "ledger_schema": {"type": "str", "default": "runbook"},

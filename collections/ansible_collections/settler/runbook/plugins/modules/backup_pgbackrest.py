@@ -28,6 +28,12 @@ options:
     description: Name of this run.
     type: str
     required: true
+  fresh:
+    description:
+      - Fail if an earlier run of the same O(run_id) has left a backup, instead of returning that one.
+      - A change needs it, because what was written since is not in an older backup.
+    type: bool
+    default: false
   environment:
     description: Name of the environment.
     type: str
@@ -154,6 +160,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     options = Options(
         directory=Path(params["directory"]),
         run_id=params["run_id"],
+        fresh=params["fresh"],
         environment=params["environment"],
         role=params["set_role"],
         ledger_schema=params["ledger_schema"],
@@ -181,6 +188,7 @@ def main() -> None:
         {
             "directory": {"type": "path", "required": True},
             "run_id": {"type": "str", "required": True},
+            "fresh": {"type": "bool", "default": False},
             "environment": {"type": "str", "required": True},
             "set_role": {"type": "str"},
             "ledger_schema": {"type": "str", "default": "runbook"},

@@ -40,7 +40,9 @@ options:
     type: str
     required: true
   facts:
-    description: For O(state=proven) what O(state=present) has returned, and C(verified).
+    description: >-
+      For O(state=proven) what O(state=present) has returned, C(verified), and C(expected_schema), which tells whether
+      that was against the expectation of the present schema.
     type: dict
     default: {}
   set_role:

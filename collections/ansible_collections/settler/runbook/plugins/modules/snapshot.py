@@ -32,6 +32,12 @@ options:
     description: Name of this run.
     type: str
     required: true
+  fresh:
+    description:
+      - Fail if an earlier run of the same O(run_id) has left a copy, instead of returning that one.
+      - A change needs it, because what was written since is not in an older copy.
+    type: bool
+    default: false
   environment:
     description: Name of the environment.
     type: str
@@ -112,6 +118,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     params = module.params
     options = Options(
         run_id=params["run_id"],
+        fresh=params["fresh"],
         environment=params["environment"],
         ledger_schema=params["ledger_schema"],
         max_bytes=params["max_bytes"],
@@ -136,6 +143,7 @@ def main() -> None:
         {
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "run_id": {"type": "str", "required": True},
+            "fresh": {"type": "bool", "default": False},
             "environment": {"type": "str", "required": True},
             "keep_hours": {"type": "float", "default": 24.0},
             "max_bytes": {"type": "int", "default": 107374182400},
