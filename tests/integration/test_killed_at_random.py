@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
 
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._catalog import digest, snapshot
-from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 
-from tests.support import Background, as_migrator, run_module, start_module, write_migrations
+from tests.support import as_migrator, run_module, start_module, write_migrations
 
 FILES = {
     "001_tables.sql": "CREATE TABLE t (id int PRIMARY KEY, v int NOT NULL DEFAULT 0, n text);\n"
@@ -49,13 +49,19 @@ def state(connect):
 
     def of(database):
         with connect(database) as session:
-            ledger = "SELECT array_agg(file || ' ' || state ORDER BY file) FROM runbook.migrations"
+            ledger = "SELECT array_agg(concat_ws(' ', file, state, checksum) ORDER BY file) FROM runbook.migrations"
+            journal = (
+                "SELECT array_agg(concat_ws(' ', file, statement, state, checksum) ORDER BY 1) FROM runbook.journal"
+            )
             return (
                 digest(snapshot(session)),
-                session.execute("SELECT v, m, n FROM total").fetchone(),
-                session.execute("SELECT array_agg(DISTINCT v) FROM t").fetchone(),
+                session.execute("SELECT * FROM t ORDER BY id").fetchall(),
                 session.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid").fetchone(),
                 session.execute(ledger).fetchone(),
+                session.execute(journal).fetchone(),
+                session.execute(
+                    "SELECT file, count(*) FROM runbook.events WHERE event = 'applied' GROUP BY 1"
+                ).fetchall(),
             )
 
     return of
@@ -82,16 +88,13 @@ def test_a_run_after_a_killed_one_ends_as_if_nothing_had_happened(new_database, 
 
 
 @pytest.mark.slow
-def test_two_runs_at_once_apply_everything_once(new_database, apply, tmp_path, state):
-    write_migrations(tmp_path, FILES)
-    files = read_migrations(tmp_path)
+def test_two_runs_at_once_apply_everything_once(new_database, arguments, state):
     wanted = None
     for number in range(ROUNDS):
         database = new_database()
-        pair = [
-            Background(lambda name=name, into=database: apply(into, files, run_id=name, lock_wait=60)) for name in "ab"
-        ]
-        done = sorted(len(run.value(120).applied) for run in pair)
-        assert done == [0, len(FILES)], f"round {number}"
+        pair = [start_module("migrate", arguments(database, run_id)) for run_id in "ab"]
+        results = [json.loads(process.communicate()[0]) for process in pair]
+        assert not any(result.get("failed") for result in results), f"round {number}: {results}"
+        assert sorted(len(result["applied"]) for result in results) == [0, len(FILES)], f"round {number}"
         wanted = wanted or state(database)
         assert state(database) == wanted, f"round {number}"

@@ -614,9 +614,10 @@ def test_backend_that_is_killed_in_mid_file_leaves_nothing_and_the_next_run_succ
 def test_runner_that_is_killed_in_mid_file_leaves_nothing_and_the_next_run_succeeds(
     cluster, roles, tmp_path, new_database, apply, ask
 ):
+    """The backend sees within a second that its runner is gone; its statement would take ten minutes."""
     database = new_database()
     slow = """CREATE TABLE b (i int);
-        SELECT pg_sleep(CASE current_setting('application_name') WHEN 'runbook:dies:migrate' THEN 60 ELSE 0 END);"""
+        SELECT pg_sleep(CASE current_setting('application_name') WHEN 'runbook:dies:migrate' THEN 600 ELSE 0 END);"""
     steps = write_migrations(tmp_path, {"001_a.sql": "CREATE TABLE a (i int);", "002_b.sql": slow})
     arguments = {
         **as_migrator(cluster, roles, database),

@@ -100,67 +100,94 @@ def test_diff_shows_what_comes_and_what_stands():
 
 @st.composite
 def situations(draw):
-    """Files in order, and a ledger that may be a part of them, with changed checksums and files that are gone."""
-    numbers = draw(st.lists(st.integers(1, 1200), unique=True, max_size=8))
-    files = [migration(f"SELECT {number};", f"{number:03d}_step.sql") for number in sorted(numbers)]
-    rows = [row(file) for file in files if draw(st.booleans())]
-    if rows and draw(st.integers(0, 3)) == 0:
-        rows[0] = dataclasses.replace(rows[0], checksum="changed")
-    if draw(st.integers(0, 3)) == 0:
+    """Files of all kinds in order, a ledger that may not agree with them, and how to run.
+
+    There are two sequences, the main one and that of an optional folder, and repeatable files after both.
+    """
+    files = []
+    for folder in ("", "parts"):
+        for number in sorted(draw(st.lists(st.integers(1, 1200), unique=True, max_size=6))):
+            ending = draw(st.sampled_from([".sql", ".batch.sql"]))
+            phase = draw(st.sampled_from(["", "", "-- runbook: phase=contract\n"]))
+            made = migration(f"{phase}SELECT {number};", f"{number:03d}_step{ending}")
+            files.append(dataclasses.replace(made, folder=folder))
+    files += [migration(f"SELECT '{name}';", f"R__{name}.sql") for name in "abc" if draw(st.booleans())]
+    states = st.sampled_from(["absent", "applied", "applied", "running"])
+    known = [(file, draw(states)) for file in files]
+    rows = [row(file, kind=file.kind, state=state) for file, state in known if state != "absent"]
+    rows = [
+        dataclasses.replace(one, checksum="changed")
+        if draw(st.integers(0, 9 if one.kind == "versioned" else 1)) == 0
+        else one
+        for one in rows
+    ]
+    if draw(st.integers(0, 7)) == 0:
         rows.append(LedgerRow("555_gone.sql", "555", "x", "then", "run-0"))
-    return files, draw(st.permutations(rows)), draw(st.booleans())
+    named = st.lists(st.sampled_from([file.file for file in files] or ["none"])).map(set)
+    return files, draw(st.permutations(rows)), draw(st.booleans() | named), draw(st.sampled_from(["all", "expand"]))
 
 
 def _reason(files, rows, out_of_order):
     """Say in other words than the code's why a run must not go on."""
-    texts = {file.file: file.checksum for file in files}
-    if any(texts.get(applied.file) != applied.checksum for applied in rows):
-        return "agree"
-    applied = {found.file for found in rows}
-    gaps = [file for file in files if file.file not in applied]
-    if not out_of_order and any(file.order < int(found.version) for file in gaps for found in rows):
-        return "older"
+    texts = {file.file: file for file in files}
+    for known in rows:
+        if known.file not in texts:
+            return "agree"
+        is_fixed = known.state == "applied" and known.kind != "repeatable"
+        if is_fixed and known.checksum != texts[known.file].checksum:
+            return "agree"
+    begun = {found.file for found in rows}
+    for file in files:
+        allowed = file.file in out_of_order if isinstance(out_of_order, set) else out_of_order
+        if not file.version or file.file in begun or allowed:
+            continue
+        beside = [found.version for found in rows if found.version and found.folder == file.folder]
+        if any(int(version) > int(file.version) for version in beside):
+            return "older"
     return ""
 
 
 @given(situations())
 def test_plan_is_total_and_never_runs_a_file_again(situation):
-    files, rows, out_of_order = situation
+    files, rows, out_of_order, phase = situation
     reason = _reason(files, rows, out_of_order)
     if reason:
         with pytest.raises(RunbookError, match=reason):
-            plan(files, rows, out_of_order=out_of_order)
+            plan(files, rows, out_of_order=out_of_order, phase=phase)
         return
-    todo = plan(files, rows, out_of_order=out_of_order)
-    pending, applied = [file.file for file in todo.pending], [found.file for found in todo.applied]
-    assert not set(pending) & {found.file for found in rows}
-    assert sorted(pending + applied) == sorted(file.file for file in files)
-    assert [file.order for file in todo.pending] == sorted(file.order for file in todo.pending)
-    assert [int(found.version) for found in todo.applied] == sorted(int(found.version) for found in rows)
+    todo = plan(files, rows, out_of_order=out_of_order, phase=phase)
+    done = {(found.file, found.checksum) for found in rows if found.state == "applied"}
+    assert [*todo.pending, *todo.later] == [file for file in files if (file.file, file.checksum) not in done]
+    assert [file.directives.phase for file in todo.later][:1] in ([], ["contract"])
+    assert phase == "all" or "contract" not in {file.directives.phase for file in todo.pending}
+    assert {found.file for found in todo.applied} == {file for file, _checksum in done}
 
 
 @given(situations(), st.randoms())
 def test_plan_does_not_depend_on_the_ledgers_order(situation, random):
-    files, rows, out_of_order = situation
+    files, rows, *how = situation
     shuffled = list(rows)
     random.shuffle(shuffled)
-    assert _answer(files, rows, out_of_order) == _answer(files, shuffled, out_of_order)
+    assert _answer(files, rows, *how) == _answer(files, shuffled, *how)
 
 
-def _answer(files, rows, out_of_order):
+def _answer(files, rows, out_of_order, phase):
     try:
-        return plan(files, rows, out_of_order=out_of_order)
+        return plan(files, rows, out_of_order=out_of_order, phase=phase)
     except RunbookError as error:
         return sorted(error.facts["problems"])
 
 
 @given(situations())
 def test_after_a_run_nothing_is_pending(situation):
-    files, rows, out_of_order = situation
+    files, rows, out_of_order, phase = situation
     try:
-        todo = plan(files, rows, out_of_order=out_of_order)
+        todo = plan(files, rows, out_of_order=out_of_order, phase=phase)
     except RunbookError:
         return
-    again = plan(files, [*rows, *map(row, todo.pending)], out_of_order=out_of_order)
-    assert again.pending == ()
-    assert again.head == (files[-1].version if files else None)
+    done = {file.file for file in todo.pending}
+    after = [found for found in rows if found.file not in done]
+    after += [row(file, kind=file.kind) for file in todo.pending]
+    again = plan(files, after, out_of_order=out_of_order, phase=phase)
+    assert (again.pending, again.later) == ((), todo.later)
+    assert again.head == todo.target
