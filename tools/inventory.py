@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,5 +43,7 @@ def write(folder: Path, cluster: Cluster, database: str, **variables: Any) -> Pa
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / "hosts.json"
     path.touch(mode=0o600)
-    path.write_text(json.dumps({"settler_database": {"hosts": {f"test-{database}": host}}}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"settler_database": {"hosts": {"test-" + re.sub(r"\W+", "-", database): host}}}), encoding="utf-8"
+    )
     return path

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ansible_runner
 import psycopg
 import pytest
+from psycopg import sql
 
 from tests.support import free_port
 from tools import apt, generate, inventory, legacy, project
@@ -145,6 +146,16 @@ def deployment(cluster: Cluster, tmp_path: Path) -> Iterator[Deployment]:
 
 
 @pytest.fixture
+def oddly_named(cluster: Cluster, tmp_path: Path) -> Iterator[Deployment]:
+    """Yield a deployment that is not there yet, whose name shells, YAML, SQL and file systems read otherwise.
+
+    No percent sign and no double quote: community.postgresql does not write them as a part of the name.
+    """
+    with _deployment(cluster, tmp_path, ending=" ü it's; $x/y #1") as made:
+        yield made
+
+
+@pytest.fixture
 def ready(cluster: Cluster, tmp_path: Path, _set_up: str) -> Iterator[Deployment]:
     """Yield a deployment that setup.yml has made: a copy of one, because that takes a tenth of the time."""
     with _deployment(cluster, tmp_path, copy_of=_set_up) as made:
@@ -176,10 +187,10 @@ def _legacy(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @contextlib.contextmanager
-def _deployment(cluster: Cluster, folder: Path, copy_of: str | None = None) -> Iterator[Deployment]:
-    """Yield a deployment; afterwards nothing of it is left on the server."""
-    database = f"settler_play_{next(_numbers)}"
-    prefix = copy_of or database
+def _deployment(cluster: Cluster, folder: Path, copy_of: str | None = None, ending: str = "") -> Iterator[Deployment]:
+    """Yield a deployment, whose database's name may have an ending; afterwards nothing of it is left on the server."""
+    prefix = copy_of or f"settler_play_{next(_numbers)}"
+    database = f"settler_play_{next(_numbers)}" if copy_of else prefix + ending
     shutil.copytree(project.ROOT / "sql", folder / "sql")
     hosts = inventory.write(
         folder / "inventory",
@@ -204,7 +215,7 @@ def _deployment(cluster: Cluster, folder: Path, copy_of: str | None = None) -> I
     finally:
         with made.connect("postgres") as server:
             for name in made.databases():
-                server.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+                server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
             for role in ("app", "migrator", "owner") if not copy_of else ():
                 server.execute(f"DROP ROLE IF EXISTS {prefix}_{role}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -293,4 +295,35 @@ def test_a_run_killed_in_its_rollback_can_be_taken_back_by_hand(ready: Deploymen
     assert run.rc == 0, run.output
     assert ready.row_counts() == before
     with ready.connect(user="app"):
+        pass
+
+
+def test_a_database_with_an_odd_name_is_set_up_taken_back_backed_up_and_proven(oddly_named: Deployment) -> None:
+    for playbook in ("setup.yml", "backup.yml", "restore_drill.yml", "status.yml"):
+        run = oddly_named.play(playbook)
+        assert run.rc == 0, run.output
+    before = oddly_named.dump_without_events()
+    failed = f"{oddly_named.database}_failed_20260101t000000_test"
+    oddly_named.migration("902_wrong.sql", WRONG)
+
+    run = oddly_named.play("migrate.yml", runbook_run_id=RUN, backup_snapshot=True)
+
+    assert run.rc != 0
+    assert "taken back to the snapshot" in run.output
+    assert oddly_named.dump_without_events() == before
+    assert oddly_named.databases() == [oddly_named.database, failed]
+    (drop,) = re.findall(r"DROP DATABASE .*", run.output)
+    with oddly_named.connect("postgres") as server:
+        server.execute(drop)
+    assert oddly_named.databases() == [oddly_named.database]
+
+    oddly_named.migration("902_wrong.sql", "SELECT 1;\n")
+    run = oddly_named.play("migrate.yml")
+    assert run.rc == 0, run.output
+    (way,) = re.findall(r"the way back: (.*)", run.output)
+    words = shlex.split(way)
+    assert json.loads(words[-1]) == {"rollback_confirm": oddly_named.database}
+    run = oddly_named.play("rollback.yml", rollback_confirm=oddly_named.database, rollback_accept_data_loss=True)
+    assert run.rc == 0, run.output
+    with oddly_named.connect(user="app"):
         pass
