@@ -1,5 +1,6 @@
 -- Functions. They run with the caller's rights and under the caller's policies, unless a comment says why not. All have a
 -- fixed search_path and name their tables in full. What was made by another version is replaced; no table is locked.
+-- Timestamps are without a time zone and in UTC: a function that compares one with now() has that zone, whatever the session's.
 
 set local search_path = public, pg_temp;
 set local client_min_messages = warning;
@@ -169,6 +170,24 @@ begin
 end
 $$;
 
+-- A tenant's place below another one is the operator's: the policies let a tenant write its own row, and a foreign key
+-- alone would find any tenant.
+create or replace function private.keep_parent_of_tenant() returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if row_security_active('public.tenants') and new.parent_tenant_id is not null
+    and (tg_op = 'INSERT' or new.parent_tenant_id is distinct from old.parent_tenant_id)
+  then
+    raise insufficient_privilege using
+      message = format('tenants.parent_tenant_id is not for %s to set', current_user),
+      hint = 'The owner of the schema places a tenant below another one.';
+  end if;
+  return new;
+end
+$$;
+
 -- Whether a tenant may use so much more of a quota (or, for rateLimitRpm, so many requests in this minute). False if
 -- the tenant, the quota or its limit does not exist; never NULL.
 create or replace function check_tenant_quota(
@@ -176,6 +195,7 @@ create or replace function check_tenant_quota(
 ) returns boolean
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 declare
   tenant record;
@@ -225,18 +245,20 @@ create or replace function increment_tenant_quota_usage(
 ) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 declare
   month_start constant timestamp := date_trunc('month', now());
-  storage constant bigint := case p_quota_type when 'storageBytes' then p_value else 0 end;
-  jobs constant bigint := case p_quota_type when 'concurrentJobs' then p_value else 0 end;
+  amount constant bigint := coalesce(p_value, 0);
+  storage constant bigint := case p_quota_type when 'storageBytes' then amount else 0 end;
+  jobs constant bigint := case p_quota_type when 'concurrentJobs' then amount else 0 end;
   reconciliations bigint;
 begin
   if p_quota_type in ('monthlyReconciliations', 'reconciliation') then
     insert into public.tenant_usage as u (tenant_id, metric_type, metric_value, period_start, period_end)
-      values (p_tenant_id, 'reconciliation', greatest(p_value, 0), month_start, month_start + interval '1 month')
+      values (p_tenant_id, 'reconciliation', greatest(amount, 0), month_start, month_start + interval '1 month')
       on conflict (tenant_id, metric_type, period_start)
-        do update set metric_value = greatest(u.metric_value + p_value, 0)
+        do update set metric_value = greatest(u.metric_value + amount, 0)
       returning u.metric_value into reconciliations;
   elsif p_quota_type is null or p_quota_type not in ('storageBytes', 'concurrentJobs') then
     raise invalid_parameter_value using
@@ -324,7 +346,8 @@ begin
 end
 $$;
 
--- Asked for every request, most of them before the login: blocks for everyone must count without a tenant, too.
+-- Asked for every request, most of them before the login: blocks for everyone must count without a tenant, too. A session
+-- that has a tenant is told of that one's blocks only.
 create or replace function is_ip_blocked(p_ip varchar, p_tenant_id uuid default null) returns boolean
 language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
@@ -333,7 +356,10 @@ begin
   perform private.require_privilege('public.blocked_ips', 'select');
   return exists (
     select from public.blocked_ips as b
-      where b.ip = p_ip and b.unblocked_at is null and (b.tenant_id is null or b.tenant_id = p_tenant_id)
+      where b.ip = p_ip and b.unblocked_at is null and (
+        b.tenant_id is null
+        or b.tenant_id = p_tenant_id and p_tenant_id = coalesce(public.current_tenant_id(), p_tenant_id)
+      )
   );
 end
 $$;
@@ -365,6 +391,7 @@ $$;
 create or replace function cleanup_expired_revoked_tokens() returns void
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 begin
   perform private.require_privilege('public.revoked_tokens', 'delete');

@@ -36,6 +36,10 @@ begin
         ('feature_flag_changes', 'feature_flag_id, changed_by', $args$'changed_by', 'users', 'id'$args$),
         ('dead_letter_queue', 'event_id, tenant_id', $args$'event_id', 'event_store', 'event_id'$args$)
       ) as keeping (relation, columns, arguments)
+    union all
+    select 'keep_parent_of_tenant', 'tenants',
+        'CREATE TRIGGER keep_parent_of_tenant BEFORE INSERT OR UPDATE OF parent_tenant_id ON public.tenants '
+        'FOR EACH ROW EXECUTE FUNCTION private.keep_parent_of_tenant()'
   loop
     if not exists (
       select from pg_trigger

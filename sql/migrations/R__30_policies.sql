@@ -63,7 +63,7 @@ begin
         and (changed_by is null or exists (select from users where users.id = feature_flag_changes.changed_by))',
        'The history of a tenant''s own flags; that of flags for everyone is the operator''s.'),
       ('global_rows_feature_flags', 'feature_flags', 'select',
-       'tenant_id is null and (select current_tenant_id()) is not null', null,
+       'tenant_id is null and user_id is null and (select current_tenant_id()) is not null', null,
        'Flags for everyone: every tenant reads them, none writes them.'),
       ('global_rows_blocked_ips', 'blocked_ips', 'select',
        'tenant_id is null and (select current_tenant_id()) is not null', null,

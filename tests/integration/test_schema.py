@@ -654,6 +654,19 @@ def test_other_references_stay_in_the_tenant(owner, app, statement) -> None:
         app.execute(others)
 
 
+def test_a_tenant_does_not_place_itself_below_another_one(owner, app) -> None:
+    """The foreign key alone would find any tenant, and tell whether there is one."""
+    app.of(TENANT_A)
+    for parent in (TENANT_B, "00000000-0000-4000-8000-00000000dead"):
+        with pytest.raises(errors.InsufficientPrivilege, match="parent_tenant_id is not for settler_app to set"):
+            app.execute("update tenants set parent_tenant_id = %s", (parent,))
+    with pytest.raises(errors.InsufficientPrivilege):
+        app.execute("insert into tenants (name, slug, parent_tenant_id) values ('c', 'c', %s)", (TENANT_B,))
+    assert app.execute("update tenants set parent_tenant_id = null, name = 'own name'").rowcount == 1
+    owner.execute("update tenants set parent_tenant_id = %s where id = %s", (TENANT_B, TENANT_A))
+    assert app.execute("update tenants set parent_tenant_id = parent_tenant_id, name = 'again'").rowcount == 1
+
+
 def test_deleting_a_tenant_takes_its_rows_and_leaves_the_logs(owner) -> None:
     owner.execute("delete from tenants where id = %s", (TENANT_A,))
     for table in ISOLATED:
@@ -729,6 +742,11 @@ def test_rows_for_everyone_are_read_and_not_written(app) -> None:
             app.execute(statement)
 
 
+def test_a_flag_of_one_user_is_for_nobody_else(owner, app) -> None:
+    owner.execute("insert into feature_flags (name, user_id) values ('of one user', %s)", (id_of("U", 2),))
+    assert app.of(TENANT_A).scalar("select count(*) from feature_flags where name = 'of one user'") == 0
+
+
 def test_every_session_reports_security_events_without_a_tenant(owner, app) -> None:
     app.execute("insert into security_events (event_type, severity) values ('anonymous', 'high')")
     app.of(TENANT_A).execute("insert into security_events (event_type, severity) values ('tenant', 'high')")
@@ -794,7 +812,7 @@ def test_a_weakened_policy_of_an_old_database_is_replaced(owner) -> None:
 def test_functions_are_the_listed_ones_with_a_fixed_search_path(owner) -> None:
     found = owner.execute(
         """
-        select proname, prosecdef, proconfig = array['search_path=pg_catalog, pg_temp']
+        select proname, prosecdef, proconfig @> array['search_path=pg_catalog, pg_temp']
           from pg_proc
           where pronamespace in ('public'::regnamespace, 'private'::regnamespace)
             and not exists (select from pg_depend where objid = pg_proc.oid and deptype = 'e')
@@ -803,7 +821,7 @@ def test_functions_are_the_listed_ones_with_a_fixed_search_path(owner) -> None:
     invoker = {
         "current_tenant_id", "inherit_tenant_id", "check_tenant_quota", "increment_tenant_quota_usage",
         "get_latest_snapshot", "get_events_after_snapshot", "get_all_events_for_aggregate",
-        "refresh_all_materialized_views", "require_privilege",
+        "refresh_all_materialized_views", "require_privilege", "keep_parent_of_tenant",
         *(f"propagate_tenant_id_to_{table}" for table in INSERTS),
     }  # fmt: skip
     definer = {
@@ -839,6 +857,7 @@ def test_quotas_count_from_the_first_increment(owner, caller) -> None:
     assert quota(caller, "concurrentJobs")
     caller.execute("select increment_tenant_quota_usage(%s, 'concurrentJobs', -9)", (TENANT_A,))
     caller.execute("select increment_tenant_quota_usage(%s, 'storageBytes', 1073741824)", (TENANT_A,))
+    caller.execute("select increment_tenant_quota_usage(%s, 'storageBytes', null)", (TENANT_A,))
     assert quota(caller, "storageBytes", 0)
     assert not quota(caller, "storageBytes")
     assert owner.execute(
@@ -935,6 +954,9 @@ def test_blocked_ips_are_known_before_the_login_too(owner, app) -> None:
     assert blocked("192.0.2.1", TENANT_A)
     assert not blocked("192.0.2.1", TENANT_B)
     assert not blocked("192.0.2.1")
+    app.of(TENANT_B)
+    assert blocked("198.51.100.1", TENANT_B)
+    assert not blocked("192.0.2.1", TENANT_A)  # what another tenant blocks is not this one's to know
     owner.execute("update blocked_ips set unblocked_at = now()")
     assert not blocked("198.51.100.1")
 
@@ -942,13 +964,15 @@ def test_blocked_ips_are_known_before_the_login_too(owner, app) -> None:
 def test_tokens_are_revoked_asked_for_and_cleaned_up(owner, app) -> None:
     assert app.scalar("select is_token_revoked('new')")
     assert not app.scalar("select is_token_revoked('mine')")
-    app.execute("select revoke_token('mine', (now() + interval '1 hour')::timestamp, 'logout')")
-    app.execute("select revoke_token('mine', (now() + interval '2 hours')::timestamp, 'again')")
+    app.execute("select revoke_token('mine', timezone('UTC', now()) + interval '1 hour', 'logout')")
+    app.execute("select revoke_token('mine', timezone('UTC', now()) + interval '2 hours', 'again')")
     assert app.scalar("select is_token_revoked('mine')")
     assert owner.execute(
-        "select reason, expires_at > now() + interval '90 minutes' from revoked_tokens where jti = 'mine'"
+        "select reason, expires_at > timezone('UTC', now()) + interval '90 minutes' "
+        "from revoked_tokens where jti = 'mine'"
     ).fetchall() == [("logout", True)]
-    app.execute("select cleanup_expired_revoked_tokens()")
+    for zone in ("Asia/Tokyo", "America/Los_Angeles"):  # a token's time is in UTC, whatever the session's zone
+        app.execute(f"set timezone = '{zone}'; select cleanup_expired_revoked_tokens()")
     assert owner.execute("select jti from revoked_tokens order by 1").fetchall() == [("mine",), ("new",)]
 
 
