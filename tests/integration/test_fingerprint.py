@@ -106,6 +106,7 @@ def test_nothing_that_keeps_the_data_changes_it(database: Database) -> None:
         )
         == []
     )
+    assert database.wrong("ALTER TABLE loose DROP COLUMN w") == []
     assert len(database.before) == 7
     assert database.before["public.months"].rows == 60
 
@@ -142,6 +143,9 @@ def test_nothing_that_keeps_the_data_changes_it(database: Database) -> None:
         ("ALTER TABLE jobs ALTER made TYPE timestamptz", {"public.jobs.made"}),
         ('UPDATE "odd "" name" SET "_runbook" = \'\'', {'public.odd " name._runbook'}),
         ("ALTER TABLE jobs RENAME TO work", {"public.jobs"}),
+        # without its key nothing tells rows apart: that is said, whether values are others or not
+        ("ALTER TABLE jobs RENAME id TO uid; UPDATE jobs SET name = 'other'", {"public.jobs by id"}),
+        ("ALTER TABLE jobs DROP COLUMN id", {"public.jobs by id"}),
     ],
 )
 def test_each_change_is_named(database: Database, change: str, wrong: set[str]) -> None:
@@ -213,3 +217,17 @@ def test_the_hashes_are_the_same_on_every_server(database: Database) -> None:
             "code": "bpchar:-22087569782240243502",
         },
     }
+
+
+def test_partitioned_table_without_a_key_of_its_own_has_that_of_its_partitions(new_database, connect) -> None:
+    with connect(new_database()) as session:
+        session.execute(
+            "CREATE TABLE logs (id uuid NOT NULL, at date, what text) PARTITION BY RANGE (at); "
+            "CREATE TABLE logs_1 PARTITION OF logs (PRIMARY KEY (id)) FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');"
+            "CREATE TABLE logs_2 PARTITION OF logs (PRIMARY KEY (id)) DEFAULT; "
+            "CREATE TABLE mixed (LIKE logs) PARTITION BY RANGE (at); "
+            "CREATE TABLE mixed_1 PARTITION OF mixed (PRIMARY KEY (id)) DEFAULT; "
+            "CREATE TABLE mixed_2 PARTITION OF mixed FOR VALUES FROM ('2026-01-01') TO ('2026-02-01'); "
+            "CREATE TABLE bare (at date) PARTITION BY RANGE (at)"
+        )
+        assert {table.name: table.key for table in describe(session)} == {"bare": (), "logs": ("id",), "mixed": ()}

@@ -40,7 +40,8 @@ _SETTINGS: t.LiteralString = (
     "('max_parallel_workers_per_gather', '0'), ('quote_all_identifiers', 'off')) AS s (name, value)"
 )
 
-#: Tables, each with its columns and the columns of a key; partitions belong to their root.
+#: Tables, each with its columns and the columns of a key; partitions belong to their root. A partitioned table may have
+#: no unique index of its own: then the primary key that all its partitions have tells rows apart well enough.
 _TABLES = """
 SELECT n.nspname, c.relname, c.relkind = 'p', array_agg(a.attname::text ORDER BY a.attnum),
     array_agg(CASE WHEN y.typnamespace <> 'pg_catalog'::regnamespace THEN 'text'
@@ -56,7 +57,14 @@ SELECT n.nspname, c.relname, c.relkind = 'p', array_agg(a.attname::text ORDER BY
                             AND x.attnum = ANY (i.indkey) AND NOT x.attnotnull)
                     ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) i,
                    unnest(i.indkey) WITH ORDINALITY AS u (number, position)
-              JOIN pg_catalog.pg_attribute k ON k.attrelid = c.oid AND k.attnum = u.number), '{}')
+              JOIN pg_catalog.pg_attribute k ON k.attrelid = c.oid AND k.attnum = u.number),
+             (SELECT min(leaf.key) FROM (
+                  SELECT (SELECT array_agg(k.attname::text ORDER BY position)
+                          FROM pg_catalog.pg_index i, unnest(i.indkey) WITH ORDINALITY AS u (number, position)
+                          JOIN pg_catalog.pg_attribute k ON k.attrelid = relid AND k.attnum = u.number
+                          WHERE i.indrelid = relid AND i.indisprimary) AS key
+                  FROM pg_partition_tree(c.oid) WHERE isleaf) leaf
+              HAVING count(*) = count(leaf.key) AND count(DISTINCT leaf.key) = 1), '{}')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_catalog.pg_type y ON y.oid = a.atttypid
@@ -512,7 +520,7 @@ def compare(
     there = {table.qualified: table for table in now}
     rows: list[Check] = []
     for name, then in sorted(before.items()):
-        if _declared(name, changes):
+        if declared(name, changes):
             rows.append(Check("data", name, expected="declared to change", actual="not compared"))
             continue
         have = after.get(name)
@@ -524,9 +532,12 @@ def compare(
             rows.append(Check("data", name, "failed", _rows(then.rows), _rows(have.rows), traced + _hint(name)))
         else:
             rows.append(Check("data", name, expected=_rows(then.rows), actual=_rows(have.rows)))
+        if then.rows == have.rows and then.key != have.key:
+            key = ", ".join(then.key)
+            rows.append(Check("data", f"{name} by {key}", "failed", "a key", "none: no value compared", _hint(name)))
         for column, text in then.columns.items():
             label = f"{name}.{column}"
-            if _declared(label, changes):
+            if declared(label, changes) or (column == ROW and then.columns.keys() != have.columns.keys()):
                 continue
             family = there[name].columns.get(column) if name in there else None
             if family and family != text.partition(":")[0]:
@@ -564,7 +575,8 @@ def content(connection: psycopg.Connection[t.Any], table: Table, schema: str, na
     return connection.execute(_query(part)).fetchone()
 
 
-def _declared(name: str, changes: t.Collection[str]) -> bool:
+def declared(name: str, changes: t.Collection[str]) -> bool:
+    """Tell whether a table or column is among those that are declared to change; public may be left out."""
     return name in changes or name.removeprefix("public.") in changes
 
 
