@@ -19,7 +19,7 @@ import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _lost, _manifest, _rollback, _snapshot, _swap
 from psycopg import sql
 
-from tests.support import as_migrator, call_module, defaults_of, login, run_module, start_module, wait_until
+from tests.support import as_migrator, call_module, defaults_of, login, migration, run_module, start_module, wait_until
 
 SCHEMA = """
 SET ROLE settler_owner;
@@ -53,7 +53,7 @@ def call(cluster, roles, tmp_path):
         },
         "restore": {
             "run_id": "x1", "directory": str(tmp_path / "backups"), "src": None, "method": "auto", "only_run": "",
-            "allow_foreign": "", "confirm": "", "accept_data_loss": False,
+            "changes": [], "allow_foreign": "", "confirm": "", "accept_data_loss": False,
             "lost_directory": str(tmp_path / "kept" / "lost"),
             "client_bin": cluster.state.bin, "jobs": 1, "progress_file": None,
         },
@@ -313,6 +313,100 @@ def test_value_that_was_changed_since_is_seen_though_no_count_differs(call, data
     told = call("restore", database, confirm=database)
     assert told["changed_tables"] == ["public.jobs"]
     assert "public.jobs: as many rows as in the backup, with other values" in told["msg"]
+
+
+@pytest.mark.every_major
+@pytest.mark.parametrize("way", ["dump", "snapshot"])
+def test_value_in_a_column_that_the_backup_has_not_is_lost(call, database, connect, server, way):
+    """The most usual rollback by hand: a release has added a column, and the application has filled it."""
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot" if way == "snapshot" else "backup", database)
+    with connect(database) as session:
+        session.execute(
+            "SET ROLE settler_owner; ALTER TABLE tenants ADD more text, ADD fixed int NOT NULL DEFAULT 7, "
+            "ADD word varchar(9) DEFAULT 'it''s'::varchar(9), ADD twice int GENERATED ALWAYS AS (id * 2) STORED; "
+            "ALTER TABLE jobs ADD done boolean DEFAULT false; "
+            'ALTER TABLE "Odd/näme" ADD c int; UPDATE tenants SET more = NULL'
+        )
+    told = call("restore", database, check=True)
+    assert (told["difference"], told["changed_tables"]) == ({}, [])
+
+    with connect(database) as session:
+        session.execute(
+            "UPDATE tenants SET more = 'filled' WHERE id IN (2, 3); UPDATE tenants SET fixed = 8 WHERE id = 4"
+        )
+        session.execute("UPDATE jobs SET done = true WHERE id = 5")
+    told = call("restore", database, confirm=database)
+    assert "rollback_accept_data_loss=true" in told["hint"]
+    assert "public.tenants" in told["msg"]
+    assert "public.jobs" in told["msg"]
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert {one["table"]: one["rows"] for one in result["lost"]} == {"public.jobs": 1, "public.tenants": 3}
+    (file,) = [Path(one["file"]) for one in result["lost"] if one["table"] == "public.tenants"]
+    rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))
+    assert sorted((row["id"], row["more"], row["fixed"]) for row in rows) == [
+        ("2", "filled", "7"), ("3", "filled", "7"), ("4", "", "8"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["dump", "snapshot"])
+def test_value_in_a_column_that_has_another_type_now_is_compared(call, database, connect, server, way):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot" if way == "snapshot" else "backup", database)
+    with connect(database) as session:
+        session.execute("SET ROLE settler_owner; ALTER TABLE tenants ALTER name TYPE varchar(90)")
+        session.execute("ALTER TABLE jobs ALTER tenant_id TYPE bigint")
+        session.execute("UPDATE tenants SET name = 'other' WHERE id = 2; UPDATE jobs SET tenant_id = 3 WHERE id = 1")
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert {one["table"]: one["rows"] for one in result["lost"]} == {"public.jobs": 1, "public.tenants": 1}
+
+
+@pytest.mark.parametrize("way", ["dump", "snapshot"])
+def test_rows_that_others_write_in_the_window_of_a_run_are_kept(call, apply, database, connect, server, way, tmp_path):
+    """A superuser's job, say: the window keeps out the application. It never stops the rollback."""
+    apply(database, [migration("SELECT 1;", "001_step.sql")])
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    for module in ("snapshot", "backup") if way == "snapshot" else ("backup",):
+        call(module, database)
+    batch = (
+        "-- runbook: batch-table=jobs batch-key=id changes=jobs.tenant_id\n"
+        "UPDATE jobs SET tenant_id = 1 WHERE id BETWEEN :from AND :to;"
+    )
+    filled = (
+        "ALTER TABLE tenants ADD made timestamptz DEFAULT clock_timestamp(); INSERT INTO tenants VALUES (6, 'six'); "
+        "UPDATE jobs SET note = 'wrong' WHERE id < 50; CREATE TABLE fresh AS SELECT 1 AS i;"
+    )
+    steps = [("001_step.sql", "SELECT 1;"), ("002_fill.batch.sql", batch), ("003_fill.sql", filled)]
+    apply(database, [migration(text, name) for name, text in steps], run_id="r1")
+    with connect(database) as others:
+        others.execute("INSERT INTO tenants (id, name) VALUES (70, 'theirs'), (71, 'theirs')")
+        others.execute("UPDATE jobs SET note = 'theirs' WHERE id = 299; DELETE FROM jobs WHERE id = 298")
+        others.execute("INSERT INTO fresh VALUES (2)")
+
+    arguments = {"only_run": "r1", "changes": ["jobs.tenant_id"], "confirm": database, "accept_data_loss": True}
+    result = call("restore", database, **arguments)
+
+    assert result["method"] == way
+    assert {one["table"]: one["rows"] for one in result["lost"]} == {"public.jobs": 1, "public.tenants": 2}
+    for one in result["lost"]:
+        assert Path(one["file"]).read_text(encoding="utf-8").count("theirs") == one["rows"]
+    assert "('70', 'theirs')" not in str(content(connect, database)["tenants"])
+    event = "SELECT detail -> 'lost' FROM runbook.events WHERE event = 'rolled_back'"
+    assert connect(database).execute(event).fetchone() == ({"public.jobs": 1, "public.tenants": 2},)
+
+
+def test_rows_of_others_that_cannot_be_kept_do_not_stop_the_way_back(call, apply, database, connect, server, tmp_path):
+    apply(database, [migration("SELECT 1;", "001_step.sql")])
+    call("backup", database)
+    apply(
+        database, [migration("SELECT 1;", "001_step.sql"), migration("DELETE FROM jobs;", "002_wrong.sql")], run_id="r1"
+    )
+    with connect(database) as others:
+        others.execute("INSERT INTO tenants VALUES (70, 'theirs')")
+    (tmp_path / "kept").write_text("no folder", encoding="utf-8")
+    result = call("restore", database, only_run="r1", confirm=database, accept_data_loss=True)
+    assert (result.get("failed"), result["lost"]) == (None, [])
+    assert len(content(connect, database)["jobs"]) == 300
 
 
 @pytest.mark.parametrize("way", ["dump", "snapshot"])

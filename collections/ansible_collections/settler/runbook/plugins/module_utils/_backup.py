@@ -74,6 +74,7 @@ _FACTS = """
 SELECT current_setting('server_version') AS server_version, system_identifier::text,
     CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END::text AS lsn,
     to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS snapshot_time,
+    pg_snapshot_xmin(pg_current_snapshot())::text AS transaction,
     pg_database_size(current_database()) AS size, pg_export_snapshot() AS snapshot
 FROM pg_catalog.pg_control_system()
 """

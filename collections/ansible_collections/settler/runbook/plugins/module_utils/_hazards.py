@@ -143,6 +143,7 @@ class FilePlan:
     hazards: tuple[Hazard, ...] = ()
     code: tuple[int, ...] = ()
     advice: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, t.Any]:
         """Return the plan for a module's result."""
@@ -154,6 +155,7 @@ class FilePlan:
             "hazards": list(told["hazards"]),
             "code": list(self.code),
             "advice": list(self.advice),
+            "changes": list(self.changes),
             "text": self.lines(),
         }
 
@@ -288,6 +290,7 @@ class _Assessment:
             relation,
             hazards=tuple(hazards),
             code=tuple(one.line for one in script.statements if one.commits),
+            changes=script.file.directives.changes,
         )
 
     def _now(self, name: str) -> Relation | None:

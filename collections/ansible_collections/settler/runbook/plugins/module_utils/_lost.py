@@ -4,17 +4,19 @@
 
 """The rows that a rollback would lose: those of the present database that the other one has not, new and changed ones.
 
-The two databases stand beside each other then. Rows are compared as wholes, by the columns that both tables have with
-the same type; so a table needs no key, and of rows that are alike as many are lost as there are more of.
+The two databases stand beside each other then. Rows are compared as wholes, by the columns that both tables have; so a
+table needs no key, and of rows that are alike as many are lost as there are more of. A row is lost as well if it has a
+value in a column that the other table has not.
 """
 
 from __future__ import annotations
 
+import re
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Table, content, describe
+from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Table, content, declared, describe
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 if t.TYPE_CHECKING:
@@ -30,13 +32,16 @@ SELECT set_config(name, value, false) FROM (VALUES ('timezone', 'UTC'), ('datest
 """
 
 #: Tables with rows of their own, the table that they are partitions of, or they themselves, whether they have a primary
-#: key, and their columns with types.
+#: key, and their columns with types, whether they are generated, and their defaults.
 _TABLES = """
 SELECT n.nspname, c.relname, (SELECT ARRAY[rn.nspname, r.relname]::text[] FROM pg_catalog.pg_class r
                               JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace
                               WHERE r.oid = coalesce(pg_partition_root(c.oid), c.oid)),
     EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
-    coalesce((SELECT jsonb_object_agg(a.attname, format_type(a.atttypid, NULL)) FROM pg_catalog.pg_attribute a
+    coalesce((SELECT jsonb_object_agg(a.attname, jsonb_build_array(format_type(a.atttypid, NULL), a.attgenerated <> '',
+                                                                   pg_get_expr(d.adbin, d.adrelid)))
+              FROM pg_catalog.pg_attribute a
+              LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}')
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
@@ -47,12 +52,36 @@ ORDER BY 1, 2
 """
 
 
+#: A default that is a constant: a row with it needs nobody to have written it.
+_CONSTANT = re.compile(r"""('([^']|'')*'|-?[0-9.]+|true|false)(::[\w ".\[\]]+(\([0-9, ]+\))?)*""")
+
+
+class _Column(t.NamedTuple):
+    """A column: its type, whether it is generated, and its default, as PostgreSQL writes them."""
+
+    kind: str
+    generated: bool
+    default: str | None
+
+
 class _Relation(t.NamedTuple):
-    """A relation with rows: the table that it belongs to, whether it has a primary key, its columns with types."""
+    """A relation with rows: the table that it belongs to, whether it has a primary key, its columns."""
 
     root: Key
     keyed: bool
-    columns: t.Mapping[str, str]
+    columns: t.Mapping[str, _Column]
+
+
+class Others(t.NamedTuple):
+    """Whose rows are looked for inside the window of a run: those of all others.
+
+    C(since) is the oldest transaction that was not over when the backup was made, C(own) are those of the run, and
+    C(changes) the tables and columns that its files say they change.
+    """
+
+    since: str
+    own: t.Collection[str]
+    changes: t.Collection[str]
 
 
 @dataclass(frozen=True)
@@ -106,12 +135,34 @@ def _counts(connection: psycopg.Connection[t.Any], transaction: str, ledger_sche
     return {(schema, name): (count, new) for schema, name, count, new in found}
 
 
+def transactions_of(connection: psycopg.Connection[t.Any], run_id: str, *, ledger_schema: str) -> set[str]:
+    """Return the transactions of a run, as far as they have written into the ledger."""
+    query = sql.SQL(
+        "SELECT xmin::text FROM {schema}.migrations WHERE run_id = %(run)s "
+        "UNION SELECT xmin::text FROM {schema}.journal WHERE run_id = %(run)s"
+    ).format(schema=sql.Identifier(ledger_schema))
+    return {xmin for (xmin,) in connection.execute(query, {"run": run_id})}
+
+
+def with_own_values(
+    connection: psycopg.Connection[t.Any], columns: t.Mapping[str, t.Collection[str]], *, ledger_schema: str
+) -> set[Key]:
+    """Return the tables that have values in other columns than these, by C(schema.table)."""
+    found = set()
+    for (schema, name), relation in _tables(connection, ledger_schema).items():
+        known = columns.get(".".join(relation.root))
+        if known is not None and _has_own_values(connection, schema, name, _own(relation, known)):
+            found.add(relation.root)
+    return found
+
+
 def lost_rows(
     present: psycopg.Connection[t.Any],
     other: psycopg.Connection[t.Any],
     *,
     ledger_schema: str,
     same: t.Collection[Key] = (),
+    others: Others | None = None,
     folder: Path | None = None,
 ) -> list[Lost]:
     """Return what the present database has and the other one has not; write it into a folder if one is given.
@@ -122,6 +173,7 @@ def lost_rows(
         other: a session in the other one, likewise.
         ledger_schema: schema of the ledger, whose rows are no loss.
         same: relations of which it is known that they have the same rows.
+        others: look only for rows that others than a run have written in its window, in what both databases have.
         folder: for a CSV file a table, with a header, for its owner only; it exists.
     """
     for session in (present, other):
@@ -130,21 +182,28 @@ def lost_rows(
     whole = {(table.schema, table.name): table for table in describe(present, exclude=[ledger_schema])}
     result = []
     for (schema, name), relation in _tables(present, ledger_schema).items():
-        if (schema, name) in same:
+        known = (schema, name) in there
+        if (schema, name) in same or (others and not (known and _has_rows_of(present, schema, name, relation, others))):
             continue
-        keyed, known = relation.keyed, (schema, name) in there
-        others = there[schema, name].columns if known else {}
-        shared = [column for column, kind in relation.columns.items() if others.get(column) == kind]
+        columns = there[schema, name].columns if known else {}
+        shared = [one for one in relation.columns if one in columns and not _is_declared(relation, others, one)]
+        own = {} if others or not known else _own(relation, columns)
         table = whole.get(relation.root)
-        if known and table and _alike((present, other), _only(table, shared), schema, name):
+        typed = all(relation.columns[one].kind == columns[one].kind for one in shared)
+        by_hash = _only(table, shared) if table and known and typed and not others else None
+        if (
+            by_hash
+            and not _has_own_values(present, schema, name, own)
+            and _alike((present, other), by_hash, schema, name)
+        ):
             continue
         _note(present, other if known else None, schema, name, shared)
-        missing = _missing(schema, name, shared)
+        missing = _missing(schema, name, shared, own, others)
         row = present.execute(sql.SQL("SELECT count(*) FROM ({}) r").format(missing)).fetchone()
         assert row is not None
         if row[0]:
             file = _write(present, missing, folder / _file_name(schema, name)) if folder else ""
-            result.append(Lost(f"{schema}.{name}", row[0], keyed, file))
+            result.append(Lost(f"{schema}.{name}", row[0], relation.keyed, file))
     return result
 
 
@@ -160,7 +219,63 @@ def told(lost: t.Sequence[Lost]) -> str:
 
 def _tables(connection: psycopg.Connection[t.Any], ledger_schema: str) -> dict[Key, _Relation]:
     found = connection.execute(_TABLES, [ledger_schema])
-    return {(schema, name): _Relation((root[0], root[1]), *about) for schema, name, root, *about in found}
+    return {
+        (schema, name): _Relation((root[0], root[1]), keyed, {one: _Column(*about) for one, about in columns.items()})
+        for schema, name, root, keyed, columns in found
+    }
+
+
+def _own(relation: _Relation, columns: t.Collection[str]) -> dict[str, _Column]:
+    """Return the columns that are not among these; what is generated of others is no value of its own."""
+    return {name: one for name, one in relation.columns.items() if name not in columns and not one.generated}
+
+
+def _has_value(own: t.Mapping[str, _Column]) -> sql.Composable:
+    """Return the condition that a row has a value in one of its own columns: neither NULL nor a constant default."""
+    values = []
+    for name, column in own.items():
+        value = sql.Identifier("t", name)
+        text = sql.SQL("num_nonnulls({}) > 0").format(value)
+        if column.default and _CONSTANT.fullmatch(column.default):
+            text += sql.SQL(" AND {}::text IS DISTINCT FROM ({})::text").format(value, sql.SQL(column.default))
+        values.append(text)
+    return sql.SQL(" OR ").join(values) if values else sql.SQL("false")
+
+
+def _has_own_values(
+    connection: psycopg.Connection[t.Any], schema: str, name: str, own: t.Mapping[str, _Column]
+) -> bool:
+    if not own:
+        return False
+    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {} t WHERE {})").format(
+        sql.Identifier(schema, name), _has_value(own)
+    )
+    row = connection.execute(query).fetchone()
+    return bool(row and row[0])
+
+
+def _is_theirs(others: Others) -> sql.Composable:
+    """Return the condition that others have written a row since."""
+    return sql.SQL("age(t.xmin) <= age({}::xid8::xid) AND t.xmin::text <> ALL ({}::text[])").format(
+        sql.Literal(others.since), sql.Literal(list(others.own))
+    )
+
+
+def _has_rows_of(
+    connection: psycopg.Connection[t.Any], schema: str, name: str, relation: _Relation, others: Others
+) -> bool:
+    if _is_declared(relation, others):
+        return False
+    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {} t WHERE {})").format(
+        sql.Identifier(schema, name), _is_theirs(others)
+    )
+    row = connection.execute(query).fetchone()
+    return bool(row and row[0])
+
+
+def _is_declared(relation: _Relation, others: Others | None, column: str = "") -> bool:
+    """Tell whether a file of the run says that it changes a table, or a column of it."""
+    return others is not None and declared(".".join(filter(None, [*relation.root, column])), others.changes)
 
 
 def _only(table: Table, columns: t.Collection[str]) -> Table:
@@ -210,13 +325,20 @@ def _note(
     present.execute("ANALYZE pg_temp._runbook_there")
 
 
-def _missing(schema: str, name: str, columns: t.Sequence[str]) -> sql.Composed:
+def _missing(
+    schema: str, name: str, columns: t.Sequence[str], own: t.Mapping[str, _Column], others: Others | None
+) -> sql.Composed:
     """Return the query for the rows that the other database has not, with all their columns."""
     return sql.SQL(
-        "SELECT (p.t).* FROM (SELECT t, h, row_number() OVER (PARTITION BY h) AS n "
-        "FROM (SELECT t, {hash} AS h FROM ONLY {table} t) r) p "
-        "WHERE NOT EXISTS (SELECT FROM pg_temp._runbook_there w WHERE w.h = p.h AND w.n = p.n)"
-    ).format(hash=_hash(columns), table=sql.Identifier(schema, name))
+        "SELECT (p.t).* FROM (SELECT t, h, more, theirs, row_number() OVER (PARTITION BY h ORDER BY theirs) AS n "
+        "FROM (SELECT t, {hash} AS h, {more} AS more, {theirs} AS theirs FROM ONLY {table} t) r) p "
+        "WHERE theirs AND (more OR NOT EXISTS (SELECT FROM pg_temp._runbook_there w WHERE w.h = p.h AND w.n = p.n))"
+    ).format(
+        hash=_hash(columns),
+        more=_has_value(own),
+        theirs=_is_theirs(others) if others else sql.SQL("true"),
+        table=sql.Identifier(schema, name),
+    )
 
 
 def _write(connection: psycopg.Connection[t.Any], query: sql.Composed, path: Path) -> str:

@@ -9,7 +9,6 @@ At each moment the real name is the database as it was found or the proven one f
 
 from __future__ import annotations
 
-import contextlib
 import time
 import typing as t
 from dataclasses import asdict, dataclass, field, replace
@@ -36,12 +35,16 @@ from ansible_collections.settler.runbook.plugins.module_utils._ledger import Led
 from ansible_collections.settler.runbook.plugins.module_utils._lost import (
     Key,
     Lost,
+    Others,
     Since,
     lost_rows,
     moment,
     told,
+    transactions_of,
     untouched,
+    with_own_values,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._restore import (
     check_target,
     read_again,
@@ -62,8 +65,6 @@ from ansible_collections.settler.runbook.plugins.module_utils._swap import (
 )
 
 if t.TYPE_CHECKING:
-    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
-
     Say = t.Callable[[str], None]
 
 #: How environments begin whose data no other environment's may ever replace.
@@ -75,7 +76,8 @@ class Options:
     """What to go back to, and what is allowed.
 
     C(source) is the folder of a backup; without it the newest whole one below C(directory) is taken. C(lost_folder) is
-    where rows are written to that would be lost, C(only_run) the run that must have committed something.
+    where rows are written to that would be lost, C(only_run) the run that must have committed something, and C(changes)
+    the tables and columns that its files say they change.
     """
 
     source: Path | None
@@ -93,6 +95,7 @@ class Options:
     only_run: str = ""
     allow_foreign: str = ""
     lost_folder: Path | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -266,7 +269,7 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
             return
         with present:
             set_role(present, options.role)
-            if options.only_run:  # in its own window nobody but the run could write, and the failed database keeps that
+            if options.only_run:  # in its window the application could not write; others are looked for at the swap
                 way.difference, way.of_run = {}, options.only_run
                 return
             way.since = moment(present, ledger_schema=options.ledger_schema)
@@ -302,10 +305,12 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
         if now.get(name, 0) != then.get(name, 0) and not name.startswith(f"{options.ledger_schema}.")
     }
     if before:
-        way.same = unchanged(before, after, tables)
+        columns = {name: one.columns for name, one in before.items()}
+        newer = with_own_values(present, columns, ledger_schema=options.ledger_schema)
+        way.same = unchanged(before, after, tables) - newer
         failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
-        columns = [row.object for row in failed if row.check == "data column"]
-        way.changed = sorted({name.rpartition(".")[0] for name in columns} - set(way.difference))
+        changed = {row.object.rpartition(".")[0] for row in failed if row.check == "data column"}
+        way.changed = sorted((changed | {".".join(key) for key in newer}) - set(way.difference))
 
 
 def describe(way: Way) -> str:
@@ -313,7 +318,7 @@ def describe(way: Way) -> str:
     minutes = f"about {way.minutes:g} minutes" if way.minutes and way.minutes >= 0.2 else "some seconds"
     lines = [f"{way.about}: {minutes} ({way.measured})"]
     if way.of_run:
-        lines.append(f"  only run {way.of_run} could write since, and what it wrote stays in the failed database")
+        lines.append(f"  what run {way.of_run} has written stays in the failed database; the application was kept out")
     elif way.lost is not None:
         lines.append(told(way.lost) if way.lost else "  no row was written since")
     elif way.difference is not None:
@@ -386,7 +391,7 @@ def roll_back(
         there = exists(connection, database)
         names = replace(names, restored=incoming)
         try:
-            lost = _replace(params, options, way, connection, names, wanted["comment"], there=there)
+            lost = _replace(params, options, way, connection, names, wanted["comment"], say, there=there)
         except BaseException:
             if way.snapshot and not connection.closed:
                 let_in(connection, incoming, allow=False)  # it stays what it was
@@ -410,27 +415,29 @@ def _replace(
     connection: psycopg.Connection[t.Any],
     names: Names,
     comment: str | None,
+    say: Say,
     *,
     there: bool,
 ) -> list[Lost]:
     """Keep everybody out, keep what would be lost, swap.
 
-    In a run's own window nobody but the run could write: what it has done stays in the failed database.
+    What a run has done in its own window stays in the failed database; what others have written meanwhile is kept, and
+    never stops the way back.
     """
-    if options.only_run or not there:
-        with (
-            alone(connection, names.restored),
-            alone(connection, names.real) if there else contextlib.nullcontext(),
-        ):
+    if not there:
+        with alone(connection, names.restored):
             swap(connection, names.restored, names.real, names.failed, comment=comment, there=there)
         return []
     let_in(connection, names.restored, allow=True)
     present = session(params, options, names.real)
     with alone(connection, names.real, but=[present.info.backend_pid]):
         with present, session(params, options, names.restored) as other:
-            schema, same = options.ledger_schema, _same(present, options, way)
-            lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
-            if lost and not options.accept_data_loss:
+            if options.only_run:
+                lost = _of_others(present, other, options, way, say)
+            else:
+                schema, same = options.ledger_schema, _same(present, options, way)
+                lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
+            if lost and not options.accept_data_loss and not options.only_run:
                 raise RunbookError(
                     f"{names.real} was written to until now; it is as it was\n{told(lost)}",
                     hint="If these rows may be lost: -e rollback_accept_data_loss=true.",
@@ -438,6 +445,23 @@ def _replace(
         with alone(connection, names.real), alone(connection, names.restored):  # sessions may take a moment to end
             swap(connection, names.restored, names.real, names.failed, comment=comment, there=True)
     return lost
+
+
+def _of_others(
+    present: psycopg.Connection[t.Any], other: psycopg.Connection[t.Any], options: Options, way: Way, say: Say
+) -> list[Lost]:
+    """Return and keep the rows that others than the run have written in its window, who are not kept out by it."""
+    since = way.snapshot.transaction if way.snapshot else (way.manifest or {}).get("transaction", "")
+    if not since:
+        return []
+    schema = options.ledger_schema
+    try:
+        own = transactions_of(present, options.only_run, ledger_schema=schema)
+        others = Others(since, own, options.changes)
+        return lost_rows(present, other, ledger_schema=schema, others=others, folder=_folder(options))
+    except (psycopg.Error, OSError) as error:
+        say(f"what others may have written since stays in the failed database, and could not be kept in files: {error}")
+        return []
 
 
 def _same(present: psycopg.Connection[t.Any], options: Options, way: Way) -> set[Key]:

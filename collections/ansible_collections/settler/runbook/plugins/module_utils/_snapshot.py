@@ -38,7 +38,7 @@ if t.TYPE_CHECKING:
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _SIZE = """
-SELECT pg_database_size(current_database()),
+SELECT pg_database_size(current_database()), pg_snapshot_xmin(pg_current_snapshot())::text,
     CASE WHEN pg_has_role(current_user, 'pg_read_all_settings', 'USAGE') THEN current_setting('data_directory') END
 """
 
@@ -74,7 +74,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that stands on the server; C(bytes) is None where the role may not know."""
+    """A snapshot that stands on the server; C(bytes) is None where the role may not know.
+
+    C(transaction) is the oldest one that was not over before it was made; an older version has not noted it.
+    """
 
     name: str
     run_id: str
@@ -84,6 +87,7 @@ class Snapshot:
     keep_hours: float
     bytes: int | None
     properties: t.Mapping[str, t.Any]
+    transaction: str = ""
 
     @property
     def expired(self) -> bool:
@@ -100,10 +104,11 @@ def look(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     with connect(params, application=f"runbook:{options.run_id}:snapshot") as connection:
         row = connection.execute(_SIZE).fetchone()
         assert row is not None
-        size, data_directory = row
+        size, transaction, data_directory = row
         checked = _check_space(params, size, data_directory, options)
         content = {
             "environment": options.environment,
+            "transaction": transaction,
             "ledger_head": Ledger(connection, options.ledger_schema).head(),
             "properties": properties(connection),
         }
@@ -209,9 +214,8 @@ def found(connection: psycopg.Connection[t.Any], database: str) -> list[Snapshot
         try:
             content = json.loads(text)
             age, keep = _age_hours(content["at"], now), float(content["keep_hours"])
-            snapshots.append(
-                Snapshot(name, run_id, content["environment"], content["at"], age, keep, size, content["properties"])
-            )
+            about = content["environment"], content["at"], age, keep, size, content["properties"]
+            snapshots.append(Snapshot(name, run_id, *about, content.get("transaction", "")))
         except (ValueError, KeyError, TypeError):
             continue
     return sorted(snapshots, key=lambda snapshot: snapshot.at, reverse=True)

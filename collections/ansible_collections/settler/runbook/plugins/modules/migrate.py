@@ -290,7 +290,7 @@ applied:
       description: Tables and columns whose data it changes on purpose, as the file says.
       type: list
       elements: str
-      returned: when applied
+      returned: always
     rows:
       description: Rows that a batch file has changed; null of other files.
       type: int

@@ -41,10 +41,18 @@ options:
     type: str
     required: true
   only_run:
-    description: Do nothing unless this run has committed something. For a rollback inside the run's own window, where
-      nobody else could write - nothing is exported then.
+    description:
+      - Do nothing unless this run has committed something. For a rollback inside the run's own window, where the
+        application could not write.
+      - Rows that others have written meanwhile are written into O(lost_directory) and never stop the rollback.
     type: str
     default: ''
+  changes:
+    description: Tables and columns that the files of O(only_run) say they change. What is in them is not taken for the
+      work of others.
+    type: list
+    elements: str
+    default: []
   environment:
     description: Name of the environment. A backup of another one is refused.
     type: str
@@ -148,7 +156,7 @@ difference:
   returned: always
   type: dict
 changed_tables:
-  description: Tables with as many rows as in the backup and other values.
+  description: Tables with as many rows as in the backup and other values, also in columns that the backup has not.
   returned: always
   type: list
   elements: str
@@ -244,6 +252,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         directory=Path(params["directory"]) if params["directory"] else None,
         method=params["method"],
         only_run=params["only_run"],
+        changes=tuple(params["changes"]),
         allow_foreign=params["allow_foreign"],
         lost_folder=Path(params["lost_directory"]) if params["lost_directory"] else None,
     )
@@ -301,6 +310,7 @@ def main() -> None:
             "directory": {"type": "path"},
             "run_id": {"type": "str", "required": True},
             "only_run": {"type": "str", "default": ""},
+            "changes": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "str", "required": True},
             "allow_foreign": {"type": "str", "default": ""},
             "confirm": {"type": "str", "default": ""},
