@@ -43,9 +43,10 @@ class Opened:
 class Work:
     """What applying needs: the session, the ledger, the watch, the options, and what is known so far.
 
-    C(key) is the run's lock, C(touched) collects the OIDs of relations for the care after the run, C(restore_points)
-    says whether the login may make them. C(opened) is the transaction of the file that comes next, if it is open, and
-    C(unflushed) says that the last commit has not waited for the disk.
+    C(key) is the run's lock, C(touched) has the OIDs of relations that a file has touched which is not one transaction
+    (of others the ledger's row has them), C(restore_points) says whether the login may make them. C(opened) is the
+    transaction of the file that comes next, if it is open, C(unflushed) says that the last commit has not waited for
+    the disk.
     """
 
     connection: psycopg.Connection[t.Any]

@@ -23,6 +23,7 @@ description:
   - A file that was applied must stay as it is; a changed or missing one, and one that is older than what the database
     has, stops the run before anything is applied.
   - Afterwards the tables that were touched are analysed, and materialized views that depend on them are refreshed.
+    After a failure, too, unless the run has a O(window); what an earlier run did not come to is done by the next one.
   - In check mode, and with C(--diff), shows what would be applied; this needs no right to write, and not even the
     database.
 options:
