@@ -12,7 +12,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe, hint_for
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe, hint_of
 from ansible_collections.settler.runbook.plugins.module_utils._files import line_at
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, describe_session
@@ -129,7 +129,7 @@ class StatementError(Exception):
         blockers = [f"  blocked by: {describe_session(row)}" for row in outcome.blockers]
         return RunbookError(
             "\n".join([head, *blockers, f"  state: {state}; this run had applied {done} before it"]),
-            hint=hint_for(self.error.sqlstate) or "Correct the file and run again.",
+            hint=hint_of(self.error) or "Correct the file and run again.",
             file=str(path),
             line=line,
             statement=self.statement.first_line if self.statement else "COMMIT",
