@@ -209,7 +209,7 @@ CREATE TABLE public.leaves (i int);
 SET search_path = pg_catalog;
 SET lock_timeout = '1ms';
 SET statement_timeout = '1h';
-SET standard_conforming_strings = off;
+SELECT set_config('standard_conforming_strings', 'off', false);
 SET default_transaction_read_only = on;
 SET row_security = off;
 SET app.current_tenant_id = 'x';
