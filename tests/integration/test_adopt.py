@@ -6,11 +6,13 @@ import zlib
 
 import pytest
 import yaml
+from ansible_collections.settler.runbook.plugins.module_utils import _adopt
 from ansible_collections.settler.runbook.plugins.module_utils._adopt import (
     flyway_checksum,
     foreign_ledgers,
     shape_of,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._fleet import databases_of
 
 from tests.support import PROJECT, as_migrator, call_module, write_migrations
 from tools import legacy
@@ -96,6 +98,18 @@ def test_a_baseline_is_refused_when_something_is_missing_or_otherwise(by_hand, a
     assert any(named in problem for problem in result["problems"])
     assert ask(by_hand, "SELECT to_regnamespace('runbook')") is None
     assert _databases(ask, by_hand) == 0
+
+
+def test_the_scratch_database_is_meant_by_no_pattern_of_a_fleet(by_hand, adopt, server, monkeypatch):
+    real, seen = _adopt.migrate, []
+
+    def seeing(session, *arguments, **options):
+        seen.append((session.info.dbname, databases_of(server, [f"{by_hand}*"])))
+        return real(session, *arguments, **options)
+
+    monkeypatch.setattr(_adopt, "migrate", seeing)
+    assert not adopt(by_hand, version="002").get("failed")
+    assert seen == [(f"{by_hand}_baseline_adopt-1", [by_hand])]
 
 
 def test_what_the_database_has_beyond_the_baseline_is_told(by_hand, adopt, connect):

@@ -209,7 +209,7 @@ CREATE TABLE public.leaves (i int);
 SET search_path = pg_catalog;
 SET lock_timeout = '1ms';
 SET statement_timeout = '1h';
-SET standard_conforming_strings = off;
+SELECT set_config('standard_conforming_strings', 'off', false);
 SET default_transaction_read_only = on;
 SET row_security = off;
 SET app.current_tenant_id = 'x';
@@ -330,6 +330,9 @@ def test_percent_signs_are_no_parameters(new_database, apply, ask):
     database = new_database()
     apply(database, files("CREATE TABLE a (i int);"), run_id="100%s", schema="run%b")
     assert ask(database, 'SELECT run_id FROM "run%b".migrations') == "100%s"
+    steps = migration("-- runbook: no-transaction\nINSERT INTO a VALUES (1);\nSELECT 1 / 0;", "002_steps.sql")
+    refused(apply, database, [*files("CREATE TABLE a (i int);"), steps], schema="run%b")
+    assert ask(database, 'SELECT event FROM "run%b".events ORDER BY id DESC LIMIT 1') == "failed"
 
 
 # What the parser cannot see

@@ -328,16 +328,149 @@ def test_touched_tables_are_analysed_and_views_that_depend_on_them_refreshed(new
     first = migration(
         "CREATE TABLE a (i int PRIMARY KEY); CREATE TABLE other (i int); INSERT INTO other VALUES (1);"
         "CREATE VIEW v AS SELECT i FROM a; CREATE MATERIALIZED VIEW m AS SELECT i FROM v; CREATE UNIQUE INDEX ON m (i);"
-        "CREATE MATERIALIZED VIEW mm AS SELECT count(*) AS n FROM m; CREATE MATERIALIZED VIEW o AS SELECT * FROM other;"
+        "CREATE MATERIALIZED VIEW deeper AS SELECT count(*) AS n FROM m;"
+        "CREATE MATERIALIZED VIEW o AS SELECT * FROM other;"
     )
     apply(database, [first])
     second = migration("INSERT INTO a SELECT generate_series(1, 500);", "002_fill.sql")
     done = apply(database, [first, second])
-    assert done.refreshed == ["public.m", "public.mm"]
+    assert done.refreshed == ["public.m", "public.deeper"]
     assert done.analyzed == ["public.a"]
-    assert ask(database, "SELECT n FROM mm") == 500
+    assert ask(database, "SELECT n FROM deeper") == 500
     assert ask(database, "SELECT reltuples FROM pg_class WHERE relname = 'a'") == 500
     assert apply(database, [first, second]).analyzed == []
+
+
+def test_index_on_an_expression_and_statistics_are_filled(new_database, apply, ask):
+    database = new_database()
+    table = migration("CREATE TABLE a (i int, j int); INSERT INTO a SELECT g, g % 7 FROM generate_series(1, 500) g;")
+    apply(database, [table], analyze=False)
+    index = migration("CREATE INDEX by_sum ON a ((i + j));", "002_index.sql")
+    assert apply(database, [table, index]).analyzed == ["public.a"]
+    assert ask(database, "SELECT count(*) FROM pg_stats WHERE tablename = 'by_sum'") == 1
+    statistics = migration("CREATE STATISTICS together ON i, j FROM a;", "003_statistics.sql")
+    assert apply(database, [table, index, statistics]).analyzed == ["public.a"]
+    assert ask(database, "SELECT count(*) FROM pg_stats_ext WHERE statistics_name = 'together'") == 1
+
+
+def test_rows_put_into_a_partition_are_the_parents_too(new_database, apply, ask):
+    database = new_database()
+    first = migration(
+        "CREATE TABLE a (i int) PARTITION BY RANGE (i);"
+        "CREATE TABLE upper PARTITION OF a FOR VALUES FROM (0) TO (1000) PARTITION BY RANGE (i);"
+        "CREATE TABLE lower PARTITION OF upper FOR VALUES FROM (0) TO (1000);"
+        "CREATE TABLE old (i int); CREATE TABLE heir () INHERITS (old);"
+        "CREATE MATERIALIZED VIEW m AS SELECT count(*) AS n FROM a;"
+        "CREATE MATERIALIZED VIEW mold AS SELECT count(*) AS n FROM old;"
+    )
+    second = migration(
+        "INSERT INTO lower SELECT generate_series(1, 500); INSERT INTO heir SELECT generate_series(1, 70);",
+        "002_fill.sql",
+    )
+    apply(database, [first])
+    assert apply(database, [first, second]).refreshed == ["public.m", "public.mold"]
+    assert ask(database, "SELECT m.n + mold.n FROM m, mold") == 570
+    with_statistics = "SELECT array_agg(tablename::text || ' ' || inherited ORDER BY tablename) FROM pg_stats"
+    assert ask(database, f"{with_statistics} WHERE schemaname = 'public' AND tablename <> 'm'") == [
+        "a true", "heir false", "lower false", "old true", "upper true",
+    ]  # fmt: skip
+
+
+KINDS = {
+    "transaction": ("002_fill.sql", "INSERT INTO a SELECT generate_series(1, 500);"),
+    "no transaction": ("002_fill.sql", "-- runbook: no-transaction\nINSERT INTO a SELECT generate_series(1, 500);"),
+    "batch": (
+        "002_fill.batch.sql",
+        """-- runbook: batch-table=public.source batch-key=i batch-size=100
+        INSERT INTO a SELECT i FROM source WHERE i BETWEEN :from AND :to;""",
+    ),
+}
+
+
+@pytest.fixture
+def filled(new_database, apply):
+    """Files of which the first makes tables and a view and the second, of the kind that is asked for, fills them."""
+    database = new_database()
+    first = migration(
+        "CREATE TABLE source (i int PRIMARY KEY); INSERT INTO source SELECT generate_series(1, 500);"
+        "CREATE TABLE a (i int); CREATE MATERIALIZED VIEW m AS SELECT i FROM source;"
+    )
+
+    def fill(kind, then):
+        name, text = KINDS[kind]
+        return [first, migration(text, name), migration(then, "003_then.sql")]
+
+    apply(database, [first])
+    return database, fill
+
+
+STATISTICS = "SELECT count(*) FROM pg_stats WHERE tablename = %s"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_care_is_taken_of_what_a_run_has_applied_before_it_fails(filled, apply, ask, kind):
+    database, fill = filled
+    outcome = Outcome()
+    error = refused(apply, database, fill(kind, "SELECT 1 / 0;"), outcome)
+    assert "003_then.sql:1: division by zero" in error.message
+    assert outcome.analyzed == [f"public.{'source' if kind == 'batch' else 'a'}"]
+    assert outcome.refreshed == (["public.m"] if kind == "batch" else [])
+    assert apply(database, fill(kind, "SELECT 1;")).analyzed == []  # nothing is left to do
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_next_run_takes_care_of_what_a_run_that_was_killed_has_applied(filled, apply, ask, kind):
+    database, fill = filled
+    outcome = Outcome()
+    refused(apply, database, fill(kind, "RESET ROLE; SELECT pg_terminate_backend(pg_backend_pid());"), outcome)
+    assert len(outcome.applied) == 1
+    assert outcome.analyzed == []
+    table = "source" if kind == "batch" else "a"
+    assert apply(database, fill(kind, "SELECT 1;")).analyzed == [f"public.{table}"]
+    assert ask(database, STATISTICS, table) == 1
+    assert ask(database, "SELECT count(touched) FROM runbook.migrations") == 0
+
+
+def test_run_that_fails_in_its_window_leaves_the_care_to_the_next_one(filled, apply, ask):
+    """It is taken back, while the application waits outside."""
+    database, fill = filled
+    window = ask(database, "SELECT oid || ':' || xmin FROM pg_database WHERE datname = current_database()")
+    outcome = Outcome()
+    refused(apply, database, fill("transaction", "SELECT 1 / 0;"), outcome, window=window)
+    assert (len(outcome.applied), outcome.analyzed) == (1, [])
+    assert apply(database, fill("transaction", "SELECT 1;")).analyzed == ["public.a"]
+
+
+def test_reader_of_a_view_neither_waits_for_its_refresh_nor_stops_it(new_database, apply, connect, roles, ask):
+    database = new_database()
+    first = migration(
+        "CREATE TABLE a (i int PRIMARY KEY); CREATE MATERIALIZED VIEW m AS SELECT i FROM a;"
+        "CREATE UNIQUE INDEX ON m (i);"
+    )
+    apply(database, [first])
+    reader = connect(database, user=roles.app)
+    reader.execute("BEGIN; SELECT * FROM m")  # a refresh that is not concurrent would need its lock
+    done = apply(database, [first, migration("INSERT INTO a VALUES (1);", "002_fill.sql")], lock_timeout=0.2)
+    assert (done.refreshed, done.warnings) == (["public.m"], [])
+    assert reader.execute("SELECT count(*) FROM m").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        "CREATE MATERIALIZED VIEW m AS SELECT i FROM a",
+        "CREATE MATERIALIZED VIEW m AS SELECT i FROM a; CREATE UNIQUE INDEX ON m (i) WHERE i > 0",
+        "CREATE MATERIALIZED VIEW m AS SELECT i FROM a; CREATE UNIQUE INDEX ON m ((i + 1))",
+        "CREATE MATERIALIZED VIEW m AS SELECT i FROM a WITH NO DATA; CREATE UNIQUE INDEX ON m (i)",
+    ],
+)
+def test_view_that_cannot_be_refreshed_concurrently_is_refreshed(new_database, apply, ask, view):
+    database = new_database()
+    first = migration(f"CREATE TABLE a (i int PRIMARY KEY); {view};")
+    apply(database, [first], refresh=False)
+    done = apply(database, [first, migration("INSERT INTO a VALUES (1);", "002_fill.sql")])
+    assert (done.refreshed, done.warnings) == (["public.m"], [])
+    assert ask(database, "SELECT count(*) FROM m") == 1
 
 
 def test_care_that_fails_is_a_warning(new_database, connect, apply):
@@ -396,7 +529,8 @@ def test_ledger_of_the_first_version_is_completed(new_database, connect, apply, 
     apply(database, [TABLE])
     with connect(database) as session:
         session.execute(
-            "ALTER TABLE runbook.migrations DROP kind, DROP state, DROP restore_point, DROP job_id, DROP backend_pid;"
+            "ALTER TABLE runbook.migrations DROP kind, DROP state, DROP restore_point, DROP job_id, DROP backend_pid,"
+            " DROP touched;"
             "DROP TABLE runbook.journal"
         )
     assert [one.file for one in apply(database, [TABLE, ALTER], job_id="77").applied] == ["002_step.sql"]

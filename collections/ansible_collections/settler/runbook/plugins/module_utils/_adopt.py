@@ -21,6 +21,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._hazards import AL
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, rows_of
+from ansible_collections.settler.runbook.plugins.module_utils._swap import SCRATCH, mark, set_mark
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare
 
 if t.TYPE_CHECKING:
@@ -353,7 +354,10 @@ def _scratch(
     with connect(params, dbname="postgres", application=application) as server:
         try:
             server.execute(
-                sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}").format(
+                sql.SQL(
+                    "CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {} "
+                    "CONNECTION LIMIT 0"
+                ).format(
                     sql.Identifier(name),
                     sql.Identifier(options.role or server.info.user),
                     *(sql.Literal(like[key]) for key in ("encoding", "collate", "ctype")),
@@ -362,6 +366,7 @@ def _scratch(
         except psycopg.Error as error:
             raise from_postgres(error, f"cannot make the scratch database {name} to compare with") from error
         try:
+            set_mark(server, name, mark(SCRATCH, connection.info.dbname) + options.run_id)
             with connect(params, dbname=name, application=application) as session:
                 set_role(session, options.role)
                 for extension in extensions:

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, rows_of
+from ansible_collections.settler.runbook.plugins.module_utils._run import one_of, rows_of
 
 if t.TYPE_CHECKING:
-    from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
+    from ansible_collections.settler.runbook.plugins.module_utils._work import Work
 
+#: A partition's rows are its parents', too.
+_WITH_PARENTS = """
+WITH RECURSIVE touched (oid) AS (
+    SELECT unnest(%s::oid[])
+    UNION
+    SELECT i.inhparent FROM touched JOIN pg_catalog.pg_inherits i ON i.inhrelid = touched.oid
+)
+SELECT coalesce(array_agg(oid::bigint), '{}') FROM touched
+"""
+
+#: ANALYZE of a partitioned table reaches its partitions as well, where the server knows no ANALYZE ONLY.
 _TABLES = """
-SELECT n.nspname AS schema, c.relname AS name FROM pg_catalog.pg_class c
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.oid = ANY (%(touched)s::oid[]) AND c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> %(ledger)s
+SELECT n.nspname AS schema, c.relname AS name, CASE WHEN %(only)s AND c.relkind = 'p' THEN 'ONLY ' ELSE '' END AS only
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = ANY (%(touched)s::oid[]) AND c.relkind IN ('r', 'p') AND (%(only)s OR NOT c.relispartition)
+  AND n.nspname !~ '^pg_' AND n.nspname <> %(ledger)s
 ORDER BY 1, 2
 """
 
@@ -44,41 +55,48 @@ GROUP BY 1, 2, 3, 4, c.oid ORDER BY max(depth), 1, 2
 """
 
 
-def maintain(
-    connection: psycopg.Connection[t.Any], touched: t.Collection[int], options: Options, outcome: Outcome, watch: Watch
-) -> None:
-    """Analyse the touched tables and refresh the materialized views that depend on them.
+def maintain(work: Work) -> None:
+    """Analyse the tables that files have touched and refresh the materialized views that depend on them.
 
-    The files are applied and stay so: what fails here is a warning.
+    What earlier runs have left is in the ledger as well. The files stay applied: what fails here is a warning.
     """
-    parameters = {"touched": list(touched), "ledger": options.schema}
-    reset(connection)
-    set_role(connection, options.role)
+    connection, ledger, options, outcome = work.connection, work.ledger, work.options, work.outcome
+    if connection.closed or not ledger.is_known_current or not (options.analyze or options.refresh):
+        return
+    work.as_owner()
+    touched = ledger.touched()
+    if not touched:
+        return
+    work.watch.file("after the files", len(outcome.applied), len(outcome.applied))
     connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
+    parameters = {
+        "touched": one_of(connection, _WITH_PARENTS, touched),
+        "ledger": options.schema,
+        "only": connection.info.server_version >= 180000,
+    }
     if options.refresh:
         for row in rows_of(connection, _VIEWS, parameters):
             concurrently = sql.SQL("CONCURRENTLY " if row["populated"] and row["unique"] else "")
             name = sql.Identifier(row["schema"], row["name"])
             query = sql.SQL("REFRESH MATERIALIZED VIEW {}{}").format(concurrently, name)
-            if _run(connection, query, f"refreshing {row['schema']}.{row['name']}", outcome, watch):
+            if _run(work, query, f"refreshing {row['schema']}.{row['name']}"):
                 outcome.refreshed.append(f"{row['schema']}.{row['name']}")
     if options.analyze:
         for row in rows_of(connection, _TABLES, parameters):
-            query = sql.SQL("ANALYZE {}").format(sql.Identifier(row["schema"], row["name"]))
-            if _run(connection, query, f"analysing {row['schema']}.{row['name']}", outcome, watch):
+            query = sql.SQL("ANALYZE {}{}").format(sql.SQL(row["only"]), sql.Identifier(row["schema"], row["name"]))
+            if _run(work, query, f"analysing {row['schema']}.{row['name']}"):
                 outcome.analyzed.append(f"{row['schema']}.{row['name']}")
+    ledger.forget_touched(touched)
 
 
-def _run(
-    connection: psycopg.Connection[t.Any], query: sql.Composed, title: str, outcome: Outcome, watch: Watch
-) -> bool:
+def _run(work: Work, query: sql.Composed, title: str) -> bool:
     """Run one command; say whether it succeeded."""
     try:
-        with watch.statement(None, 0, 0, title):
-            connection.execute(query)
+        with work.watch.statement(None, 0, 0, title):
+            work.connection.execute(query)
     except psycopg.Error as error:
-        if connection.closed:
+        if work.connection.closed:
             raise
-        outcome.warnings.append(f"{title} failed: {error.diag.message_primary}")
+        work.outcome.warnings.append(f"{title} failed: {error.diag.message_primary}")
         return False
     return True

@@ -25,6 +25,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._psycopg import pq
 #: The database that is always there: for CREATE and ALTER DATABASE, and to ask whether another one exists.
 MAINTENANCE_DB = "postgres"
 
+#: What the server says when it has no slot left; libpq keeps the SQLSTATE for itself.
+_NO_SLOT = ("too many clients", "too many connections", "remaining connection slots")
+
 #: Folders of password files.
 _PASSFILES = ".settler-runbook-*.pgpass"
 
@@ -126,10 +129,11 @@ def connect(
     except psycopg.Error as error:
         text = str(error).strip()
         missing = f'database "{database}" does not exist' in text
+        known = "3D000" if missing else "53300" if any(words in text for words in _NO_SLOT) else None
         raise RunbookError(
             f"cannot connect to database {database} on {where} as {params['login_user']}: {text}",
-            hint=hint_for("3D000") if missing else "Check host, port, role, password and pg_hba.conf.",
-            sqlstate="3D000" if missing else error.sqlstate or "08001",
+            hint=hint_for(known) or "Check host, port, role, password and pg_hba.conf.",
+            sqlstate=known or error.sqlstate or "08001",
         ) from error
     try:
         prove_direct(connection)

@@ -13,19 +13,33 @@ import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._swap import stands_beside
 
 Result = dict[str, t.Any]
 
-_DATABASES = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1"
+#: A limit of 0 is that of a database which is about to get our mark.
+_DATABASES = """
+SELECT datname, shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database
+WHERE datallowconn AND NOT datistemplate AND datconnlimit <> 0 ORDER BY 1
+"""
 
 
 def databases_of(connection: psycopg.Connection[t.Any], wanted: t.Sequence[str]) -> list[str]:
     """Return the server's databases that names and patterns (fnmatch) mean, in the order of the list, each once.
 
+    What the runbook has made or put beside a database (copies, scratch databases, what a rollback has replaced) is
+    meant by no pattern.
+
     Raises:
-        RunbookError: one of them means none.
+        RunbookError: one of them means none, or such a one is named.
     """
-    there = [row[0] for row in connection.execute(_DATABASES)]
+    comments = dict(connection.execute(_DATABASES).fetchall())
+    there = [name for name, comment in comments.items() if not stands_beside(name, comment)]
+    if beside := [name for name in wanted if name in comments and name not in there]:
+        raise RunbookError(
+            f"{beside[0]} is no database to migrate ({comments[beside[0]]}); nothing was applied",
+            hint="It is the runbook's. If it has become a database of yours: COMMENT ON DATABASE … IS NULL.",
+        )
     found: dict[str, None] = {}
     missing = []
     for pattern in wanted:

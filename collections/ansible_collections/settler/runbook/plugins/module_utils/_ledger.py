@@ -50,7 +50,8 @@ ALTER TABLE {schema}.migrations
     ADD COLUMN IF NOT EXISTS state text NOT NULL DEFAULT 'applied',
     ADD COLUMN IF NOT EXISTS restore_point text,
     ADD COLUMN IF NOT EXISTS job_id text,
-    ADD COLUMN IF NOT EXISTS backend_pid integer;
+    ADD COLUMN IF NOT EXISTS backend_pid integer,
+    ADD COLUMN IF NOT EXISTS touched bigint[];
 COMMENT ON TABLE {schema}.migrations IS 'A row for each file: written in its transaction, or running until it is done';
 CREATE TABLE IF NOT EXISTS {schema}.journal (
     file        text NOT NULL,
@@ -85,28 +86,29 @@ COMMENT ON TABLE {schema}.events IS 'What happened, in order; never deleted from
 _RECORD = """{event}
 INSERT INTO {schema}.migrations AS m (file, version, name, kind, state, checksum, checksum_algorithm, duration_ms,
     statements, attempts, applied_by, applied_as, os_user, job_id, run_id, backend_pid, database_name, server_version,
-    system_identifier, lsn_before, lsn_after, restore_point)
+    system_identifier, lsn_before, lsn_after, restore_point, touched)
 VALUES (%(file)s, %(version)s, %(name)s, %(kind)s, %(state)s, %(checksum)s, {algorithm}, %(duration_ms)s,
     %(statements)s, %(attempts)s, session_user, current_user, {os_user}, {job_id}, {run_id}, pg_backend_pid(),
     current_database(), {server_version}, {system_identifier}, %(lsn_before)s::pg_lsn, pg_current_wal_insert_lsn(),
-    %(restore_point)s){again}
-RETURNING {touched}
+    %(restore_point)s, {touched}){again}
 """
 #: Of a file that has a row. All others do without: it is a third of what the statement costs.
 _AGAIN = """
 ON CONFLICT (file) DO UPDATE SET (state, checksum, checksum_algorithm, applied_at, duration_ms, statements, attempts,
     applied_by, applied_as, os_user, job_id, run_id, backend_pid, database_name, server_version, system_identifier,
-    lsn_before, lsn_after, restore_point)
+    lsn_before, lsn_after, restore_point, touched)
   = (excluded.state, excluded.checksum, excluded.checksum_algorithm, clock_timestamp(), excluded.duration_ms,
     excluded.statements, excluded.attempts, excluded.applied_by, excluded.applied_as, excluded.os_user,
     excluded.job_id, excluded.run_id, excluded.backend_pid, excluded.database_name, excluded.server_version,
-    excluded.system_identifier, least(m.lsn_before, excluded.lsn_before), excluded.lsn_after, excluded.restore_point)"""
+    excluded.system_identifier, least(m.lsn_before, excluded.lsn_before), excluded.lsn_after, excluded.restore_point,
+    m.touched || excluded.touched)"""
 _EVENT = "INSERT INTO {schema}.events (run_id, event, file, detail) VALUES ({run_id}, %(event)s, %(file)s, %(detail)s)"
 
-#: What a run has locked for writing in its transaction and what is still there: the tables that it touched.
+#: What a file has locked in its transaction to write to it, or to make an index or statistics of it: what it touched.
 _TOUCHED = """(SELECT array_agg(relation::bigint) FROM pg_catalog.pg_locks
     WHERE pid = pg_backend_pid() AND locktype = 'relation' AND relation >= 16384
-      AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))"""
+      AND mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+                   'ExclusiveLock', 'AccessExclusiveLock'))"""
 
 
 class Ledger:
@@ -122,7 +124,8 @@ class Ledger:
         self._queries: dict[tuple[t.Any, ...], bytes] = {}
 
     def _compose(self, query: str) -> sql.Composed:
-        return sql.SQL(query).format(schema=sql.Identifier(self.schema))
+        schema = sql.Identifier(self.schema)
+        return sql.SQL(query).format(schema=self._constant(schema) if "%" in query else schema)
 
     def exists(self) -> bool:
         """Tell whether the database has a ledger; works for a role that has no right on it."""
@@ -130,7 +133,7 @@ class Ledger:
 
     def is_current(self) -> bool:
         """Tell whether the ledger has all that this version writes; an older one is completed by M(create)."""
-        return self._has("journal", "file") and self._has("migrations", "backend_pid") and self._knows("proven")
+        return self._has("journal", "file") and self._has("migrations", "touched") and self._knows("proven")
 
     def _has(self, table: str, column: str) -> bool:
         row = self.connection.execute(
@@ -254,7 +257,7 @@ class Ledger:
     ) -> bytes:
         """Return the statement that writes a file's row and its event.
 
-        It answers with the OIDs of the relations that the transaction has locked for writing, if C(touched).
+        The row has the OIDs of the relations that the transaction has touched, if C(touched), until M(forget_touched).
         """
         values: dict[str, str | int | None] = {
             "file": file.file,
@@ -305,10 +308,33 @@ class Ledger:
         """Write the row and the event of a file that another tool has applied."""
         self.record(file, "adopted", run_id=run_id, detail={"source": source, **detail})
 
+    def record_touched(self, file: str, relations: t.Collection[int]) -> None:
+        """Note what a file has touched that is not one transaction."""
+        self.connection.execute(
+            self._compose("UPDATE {schema}.migrations SET touched = touched || %s::bigint[] WHERE file = %s"),
+            [list(relations), file],
+        )
+
+    def touched(self) -> list[int]:
+        """Return the OIDs of what files have touched, of this run or earlier ones, and nobody has taken care of yet."""
+        found = self.connection.execute(
+            self._compose("SELECT DISTINCT oid FROM {schema}.migrations, unnest(touched) AS oid ORDER BY oid")
+        )
+        return [row[0] for row in found]
+
+    def forget_touched(self, relations: t.Collection[int]) -> None:
+        """Note that care was taken of these."""
+        self.connection.execute(
+            self._compose("UPDATE {schema}.migrations SET touched = NULL WHERE touched <@ %s::bigint[]"),
+            [list(relations)],
+        )
+
     def record_event(self, event: str, *, run_id: str, file: str | None = None, **detail: t.Any) -> None:
         """Write an event; values of C(detail) must be JSON."""
         self.connection.execute(
-            sql.SQL(_EVENT).format(schema=sql.Identifier(self.schema), run_id=sql.Placeholder("run_id")),
+            sql.SQL(_EVENT).format(
+                schema=self._constant(sql.Identifier(self.schema)), run_id=sql.Placeholder("run_id")
+            ),
             {"run_id": run_id, "event": event, "file": file, "detail": json.dumps(detail, ensure_ascii=False)},
         )
 

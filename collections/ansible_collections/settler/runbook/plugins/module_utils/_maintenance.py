@@ -47,6 +47,15 @@ WHERE datname = current_database() AND pid <> pg_backend_pid()
   AND NOT starts_with(application_name, %s)
 """
 
+#: Roles that have rights on something in this database, maybe by way of other roles, and may not connect to it.
+_KEPT_FROM_WORK = """
+SELECT r.rolname FROM pg_catalog.pg_roles r, pg_catalog.pg_database d
+WHERE d.datname = current_database() AND r.rolname = ANY (%s) AND NOT has_database_privilege(r.oid, d.oid, 'CONNECT')
+  AND EXISTS (SELECT FROM pg_catalog.pg_shdepend s WHERE s.dbid = d.oid AND s.refclassid = 'pg_authid'::regclass
+              AND pg_has_role(r.oid, s.refobjid, 'USAGE'))
+ORDER BY 1
+"""
+
 _VERSION = "SELECT oid::text || ':' || xmin::text FROM pg_catalog.pg_database WHERE datname = current_database()"
 
 
@@ -75,6 +84,20 @@ def refuse_broken_window(connection: psycopg.Connection[t.Any], window: str) -> 
             "another run, or someone by hand, has kept the application out or let it in since this run opened its "
             "window: its backup may lack rows; nothing was applied",
             hint="The application is left as the other one has it. When that one has ended: run again.",
+            foreign_window=True,
+        )
+
+
+def refuse_foreign_window(connection: psycopg.Connection[t.Any], roles: t.Sequence[str]) -> None:
+    """Raise if one of the roles, which works in this database, is kept out: by another run, since we have no window.
+
+    That one has a backup, or is about to make one, that knows nothing of what we would do.
+    """
+    out = [row["rolname"] for row in rows_of(connection, _KEPT_FROM_WORK, [list(roles)])]
+    if out:
+        raise RunbookError(
+            f"a maintenance window of another run is open: {', '.join(out)} may not connect; nothing was applied",
+            hint="Wait for its end; if it was killed, run playbooks/migrate.yml again, which takes the window over.",
             foreign_window=True,
         )
 

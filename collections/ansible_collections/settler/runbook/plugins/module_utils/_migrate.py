@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils import _batch, _steps, _transaction
@@ -24,6 +25,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._lock import key_o
 from ansible_collections.settler.runbook.plugins.module_utils._maintenance import refuse_broken_window
 from ansible_collections.settler.runbook.plugins.module_utils._pending import refuse_copy, refuse_unexpected
 from ansible_collections.settler.runbook.plugins.module_utils._plan import plan
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._run import (
     Applied,
     Options,
@@ -35,9 +37,6 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import (
 from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser, Script, parse_all
 from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
 from ansible_collections.settler.runbook.plugins.module_utils._work import Work
-
-if t.TYPE_CHECKING:
-    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 _MAY_MAKE_RESTORE_POINTS = (
     "SELECT current_setting('wal_level') <> 'minimal' "
@@ -105,14 +104,20 @@ def migrate(
                 _apply_all(work, scripts, held)
             except RunbookError:
                 work.flush()
+                if not options.window:  # a run in a window is taken back, and its time is the application's
+                    with contextlib.suppress(psycopg.Error, RunbookError):
+                        _take_care(work)
                 raise
-            if work.touched:
-                watch.file("after the files", len(scripts), len(scripts))
-                ended = len(outcome.ended)
-                try:
-                    maintain(connection, work.touched, options, outcome, watch)
-                finally:
-                    _record_ended(work, ended)
+            _take_care(work)
+
+
+def _take_care(work: Work) -> None:
+    """Analyse and refresh what the files have touched; note who was ended for that."""
+    ended = len(work.outcome.ended)
+    try:
+        maintain(work)
+    finally:
+        _record_ended(work, ended)
 
 
 def _shortest_wait(scripts: t.Sequence[Script], options: Options) -> float:
@@ -145,6 +150,10 @@ def _apply_all(work: Work, scripts: t.Sequence[Script], held: t.Callable[[], Non
             if not script.transactional:
                 held()
             work.outcome.applied.append(_apply(work, script, scripts[number] if number < len(scripts) else None))
+            if work.touched:
+                work.as_owner()
+                work.ledger.record_touched(script.file.file, work.touched)
+                work.touched.clear()
         finally:
             _record_ended(work, ended, script.file.file)
 

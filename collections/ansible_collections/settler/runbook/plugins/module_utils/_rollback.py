@@ -426,7 +426,7 @@ def _replace(
     """
     if not there:
         with alone(connection, names.restored):
-            swap(connection, names.restored, names.real, names.failed, comment=comment, there=there)
+            swap(connection, names, comment=comment, there=there, run_id=options.run_id)
         return []
     let_in(connection, names.restored, allow=True)
     present = session(params, options, names.real)
@@ -443,7 +443,7 @@ def _replace(
                     hint="If these rows may be lost: -e rollback_accept_data_loss=true.",
                 )
         with alone(connection, names.real), alone(connection, names.restored):  # sessions may take a moment to end
-            swap(connection, names.restored, names.real, names.failed, comment=comment, there=True)
+            swap(connection, names, comment=comment, there=True, run_id=options.run_id)
     return lost
 
 

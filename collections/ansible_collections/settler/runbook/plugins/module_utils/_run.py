@@ -36,6 +36,7 @@ class Options:
     C(lock_timeout) is for locks that make others queue, C(long_lock_timeout) for
     commands such as CREATE INDEX CONCURRENTLY that block nobody and would leave something invalid.
     C(hazard_min_bytes) is how large a relation has to be for work on it to be a hazard; a loss of data always is.
+    C(application_roles) are those whom another run may have kept out, where this one has no C(window) of its own.
     """
 
     run_id: str
@@ -55,6 +56,7 @@ class Options:
     expected_plan: str = ""
     accept_copy: bool = False
     window: str = ""
+    application_roles: tuple[str, ...] = ()
     repair_invalid: bool = True
     analyze: bool = True
     refresh: bool = True

@@ -282,6 +282,14 @@ def _refuse_batch(file: MigrationFile, statements: t.Sequence[Statement]) -> Non
         )
 
 
+def _lets_backslashes_escape(node: t.Any) -> bool:
+    """Tell whether a statement makes the server read strings otherwise than the parser has read them."""
+    if not isinstance(node, ast.VariableSetStmt) or node.name != "standard_conforming_strings" or not node.args:
+        return False
+    value = node.args[0].val
+    return str(getattr(value, "sval", None) or value.ival).lower() not in ("on", "true", "yes", "1")
+
+
 def _refuse(file: MigrationFile, statement: Statement, node: t.Any) -> None:
     """Raise if a statement cannot be part of what the engine owns: its transactions, its session, its connection."""
     where = f"{file.path}:{statement.line}"
@@ -305,6 +313,11 @@ def _refuse(file: MigrationFile, statement: Statement, node: t.Any) -> None:
         raise RunbookError(
             f"{where}: DISCARD ALL: {statement.first_line}",
             hint="It would give the run's lock away. The engine resets the session after each file.",
+        )
+    if _lets_backslashes_escape(node):
+        raise RunbookError(
+            f"{where}: with this nobody knows where the next statement ends: {statement.first_line}",
+            hint="Write E'…' for a string in which a backslash escapes.",
         )
     if file.directives.transaction and file.kind != BATCH and statement.refuses:
         raise RunbookError(

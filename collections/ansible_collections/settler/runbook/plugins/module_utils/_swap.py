@@ -43,9 +43,12 @@ def names_for(database: str, run_id: str) -> Names:
     return Names(database, beside(database, "restore", run_id), beside(database, "failed", run_id))
 
 
+_MARK = "settler.runbook: "
+
+
 def mark(what: str, database: str) -> str:
     """Return how the comment begins of what we made beside a database; C(what) is such as V(being restored for)."""
-    return f"settler.runbook: {what} {database}, run "
+    return f"{_MARK}{what} {database}, run "
 
 
 #: A half made database, which nobody needs: the next run drops it.
@@ -54,6 +57,10 @@ RESTORING = "being restored for"
 DRILLING = "restore drill of"
 #: A copy of the database as it was, the way back of a run.
 SNAPSHOT = "snapshot of"
+#: What a rollback has put out of the way; only people drop it.
+FAILED = "put aside by a rollback of"
+#: An empty one, to make files in and compare.
+SCRATCH = "scratch database beside"
 #: What stands in their names.
 _KIND = {RESTORING: "restore", DRILLING: "drill", SNAPSHOT: "snapshot"}
 
@@ -66,6 +73,11 @@ def marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> l
         [mark(what, database)],
     )
     return found.fetchall()
+
+
+def stands_beside(name: str, comment: str | None) -> bool:
+    """Tell by its comment whether we made a database, or put it, beside another one that it has not become since."""
+    return comment is not None and comment.startswith(_MARK) and f" {name}, run " not in comment
 
 
 def exists(connection: psycopg.Connection[t.Any], database: str) -> bool:
@@ -163,29 +175,29 @@ def alone(connection: psycopg.Connection[t.Any], database: str, *, but: t.Sequen
         raise
 
 
-def swap(
-    connection: psycopg.Connection[t.Any], incoming: str, real: str, failed: str, *, comment: str | None, there: bool
-) -> None:
+def swap(connection: psycopg.Connection[t.Any], names: Names, *, comment: str | None, there: bool, run_id: str) -> None:
     """Rename the new database to the real name and the real one out of the way, in one transaction.
 
-    The comment of the original replaces our mark in the same transaction: from then on nothing drops it.
+    The comment of the original replaces our mark in the same transaction: from then on nothing drops it. What was put
+    out of the way has a mark that nothing drops either.
 
     Args:
         connection: a session in another database.
-        incoming: the new database.
-        real: the real name.
-        failed: the name that the present database keeps.
+        names: of the new database, the real one, and the one that the present database keeps.
         comment: the comment of the original.
         there: whether there is a database under the real name; it must be empty of sessions.
+        run_id: of this run.
     """
-    one, new, old = (sql.Identifier(name) for name in (real, incoming, failed))
+    one, new, old = (sql.Identifier(name) for name in (names.real, names.restored, names.failed))
     with connection.transaction():
         if there:
             connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(one, old))
-            let_in(connection, failed, allow=True)
+            aside = sql.Literal(mark(FAILED, names.real) + run_id)
+            connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(old, aside))
+            let_in(connection, names.failed, allow=True)
         connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(new, one))
         connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(one, sql.Literal(comment)))
-        let_in(connection, real, allow=True)
+        let_in(connection, names.real, allow=True)
 
 
 def _empty(connection: psycopg.Connection[t.Any], database: str, but: t.Sequence[int]) -> None:

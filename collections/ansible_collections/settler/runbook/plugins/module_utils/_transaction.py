@@ -49,9 +49,6 @@ _SAME = (
 #: takes away the last files together with their ledger rows, and the next run applies them.
 _COMMIT_LATER = b"SET LOCAL synchronous_commit = off"
 _COMMIT_NOW = b"SET LOCAL synchronous_commit TO DEFAULT"
-#: The statements before the one that records the file, with their results: M(_SAME), two that turn back to the
-#: ledger's owner, since the file may have changed role for itself, and one that says how to commit.
-_BEFORE_RECORD = 4
 
 
 def apply(work: Work, script: Script, following: Script | None = None) -> Applied:
@@ -131,7 +128,7 @@ def _attempt(work: Work, script: Script, attempt: int, following: Script | None)
             detail={"again": True} if file.kind == REPEATABLE else None,
             touched=work.options.analyze or work.options.refresh,
         )
-        touched = _commit(work, record, transaction, following)
+        _commit(work, record, transaction, following)
     except psycopg.OperationalError as error:
         if connection.closed:
             raise broke_at_commit(script) from error
@@ -143,7 +140,6 @@ def _attempt(work: Work, script: Script, attempt: int, following: Script | None)
         # a deferred constraint
         raise StatementError(error, None, transaction) from error
     ledger.is_known_current = True
-    work.touched.update(touched)
     return Applied(
         file.file,
         file.version,
@@ -201,8 +197,8 @@ def _opened(cursor: psycopg.Cursor[t.Any], script: Script, restore_point: str | 
     return Opened(script.file.file, row[0], row[2], restore_point, row[1])
 
 
-def _commit(work: Work, record: bytes, transaction: str, following: Script | None) -> t.Sequence[int]:
-    """Record the file and commit; return the OIDs of the relations that it has touched.
+def _commit(work: Work, record: bytes, transaction: str, following: Script | None) -> None:
+    """Record the file and commit.
 
     In the same round trip the session is reset and the transaction of the file that is C(following) is opened. The
     reset has a transaction of its own: what follows takes its defaults from before it begins.
@@ -216,17 +212,13 @@ def _commit(work: Work, record: bytes, transaction: str, following: Script | Non
         parts += [b"BEGIN", _reset(connection), b"COMMIT", query]
     try:
         cursor = connection.execute(b"; ".join(parts))
-        recorded = cursor.set_result(_BEFORE_RECORD).fetchone()
-        assert recorded is not None
         if following:
             work.opened = _opened(cursor, following, restore_point)
     except psycopg.Error as error:
         # What failed after the COMMIT is no failure of this file: the next one tries on its own, and says so.
         if connection.closed or _is_other(error) or not _is_committed(connection, transaction):
             raise
-        recorded = (None,)
     work.unflushed = following is not None
-    return recorded[0] or ()
 
 
 def _is_other(error: psycopg.Error) -> bool:

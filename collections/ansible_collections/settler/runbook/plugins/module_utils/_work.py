@@ -12,7 +12,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
-from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe, hint_for
+from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe, hint_of
 from ansible_collections.settler.runbook.plugins.module_utils._files import line_at
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._run import RETRYABLE, Options, Outcome, describe_session
@@ -43,9 +43,10 @@ class Opened:
 class Work:
     """What applying needs: the session, the ledger, the watch, the options, and what is known so far.
 
-    C(key) is the run's lock, C(touched) collects the OIDs of relations for the care after the run, C(restore_points)
-    says whether the login may make them. C(opened) is the transaction of the file that comes next, if it is open, and
-    C(unflushed) says that the last commit has not waited for the disk.
+    C(key) is the run's lock, C(touched) has the OIDs of relations that a file has touched which is not one transaction
+    (of others the ledger's row has them), C(restore_points) says whether the login may make them. C(opened) is the
+    transaction of the file that comes next, if it is open, C(unflushed) says that the last commit has not waited for
+    the disk.
     """
 
     connection: psycopg.Connection[t.Any]
@@ -135,7 +136,7 @@ class StatementError(Exception):
         blockers = [f"  blocked by: {describe_session(row)}" for row in outcome.blockers]
         return RunbookError(
             "\n".join([head, *blockers, f"  state: {state}; this run had applied {done} before it"]),
-            hint=hint_for(self.error.sqlstate) or "Correct the file and run again.",
+            hint=hint_of(self.error) or "Correct the file and run again.",
             file=str(path),
             line=line,
             statement=self.statement.first_line if self.statement else "COMMIT",
@@ -185,7 +186,9 @@ def verify(work: Work, script: Script) -> None:
                 cursor = connection.execute(question.text.encode())
         except psycopg.Error as error:
             blockers = work.watch.blockers if error.sqlstate in RETRYABLE else []
-            raise VerifyError(script, question, describe(error), error.sqlstate or "", blockers) from error
+            raise VerifyError(
+                script, question, describe(error), error.sqlstate or "", hint_of(error), blockers
+            ) from error
         if cursor.description and (rows := cursor.fetchmany(_SHOWN_ROWS)):
             names = [column.name for column in cursor.description]
             shown = "\n".join(
@@ -204,6 +207,7 @@ class VerifyError(Exception):
         question: Statement,
         text: str,
         sqlstate: str = "",
+        hint: str = "",
         blockers: t.Sequence[dict[str, t.Any]] = (),
     ) -> None:
         assert script.file.verify is not None
@@ -212,6 +216,7 @@ class VerifyError(Exception):
         self.question = question
         self.text = text
         self.sqlstate = sqlstate
+        self.hint = hint
         self.blockers = blockers
 
     def explain(self, outcome: Outcome, state: str) -> RunbookError:
@@ -227,7 +232,7 @@ class VerifyError(Exception):
                     f"  state: {state}; this run had applied {done} before it",
                 ]
             ),
-            hint=hint_for(self.sqlstate) or "Correct the migration, or the question, and run again.",
+            hint=self.hint or "Correct the migration, or the question, and run again.",
             file=str(self.path),
             line=self.question.line,
             statement=self.question.first_line,

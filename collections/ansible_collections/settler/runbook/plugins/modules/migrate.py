@@ -23,6 +23,7 @@ description:
   - A file that was applied must stay as it is; a changed or missing one, and one that is older than what the database
     has, stops the run before anything is applied.
   - Afterwards the tables that were touched are analysed, and materialized views that depend on them are refreshed.
+    After a failure, too, unless the run has a O(window); what an earlier run did not come to is done by the next one.
   - In check mode, and with C(--diff), shows what would be applied; this needs no right to write, and not even the
     database.
 options:
@@ -165,6 +166,8 @@ options:
     description:
       - Names and patterns of the databases of one server to migrate in one call; O(login_db) then only serves to find
         them. A run that stopped is simply repeated, what is done has nothing pending.
+      - No pattern means a database that the runbook has made or put beside another one, such as a copy, or what a
+        rollback has replaced; by name it is refused.
     type: list
     elements: str
     default: []
@@ -180,6 +183,14 @@ options:
     description: After so many failures no further one of O(databases) is begun. A canary that fails ends the run.
     type: int
     default: 1
+  application_roles:
+    description:
+      - Roles of the application. One of O(databases) in which such a role has rights, but to which it may not connect,
+        is in the maintenance window of another run, and fails.
+      - C({database}) in a name stands for the name of the database.
+    type: list
+    elements: str
+    default: []
   progress_file:
     description:
       - File to which lines of progress are appended, one every few seconds at most.
@@ -358,13 +369,15 @@ refreshed:
   elements: str
 databases:
   description:
-    - Of each of O(databases) its own result, with C(database) and C(state), which is V(ok), V(changed), V(failed) or
-      V(left) if it was not begun.
+    - Of each of O(databases) its own result, with C(database), C(warnings) and C(state), which is V(ok), V(changed),
+      V(failed) or V(left) if it was not begun.
   returned: when O(databases) is given
   type: list
   elements: dict
 foreign_window:
-  description: Whether somebody else has opened or closed a maintenance window since O(window).
+  description:
+    - Whether somebody else has opened or closed a maintenance window since O(window); of one of O(databases) whether
+      one is open.
   returned: when that is so
   type: bool
 file:
@@ -399,6 +412,7 @@ import typing as t
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect, connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, Unparsed
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
+from ansible_collections.settler.runbook.plugins.module_utils._maintenance import refuse_foreign_window
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module, teller
 from ansible_collections.settler.runbook.plugins.module_utils._pending import pending_plan, refuse_unexpected
 from ansible_collections.settler.runbook.plugins.module_utils._run import BlockerPolicy, Options, Outcome
@@ -446,6 +460,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "canary": {"type": "str", "default": ""},
     "workers": {"type": "int", "default": 4},
     "max_failures": {"type": "int", "default": 1},
+    "application_roles": {"type": "list", "elements": "str", "default": []},
     "progress_file": {"type": "path"},
     "scripts_file": {"type": "path"},
 }
@@ -505,7 +520,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         say = teller(stack, params["progress_file"])
         if params["databases"]:
             return _fleet(module, files, options, say)
-        return _database(module, params["login_db"], files, options, say, _parser(params["scripts_file"]))
+        return _database(module, params["login_db"], files, options, say, _parser(params["scripts_file"]), module.warn)
 
 
 def _fleet(
@@ -532,9 +547,13 @@ def _fleet(
     def parse_once(wanted: t.Sequence[MigrationFile]) -> list[Script]:
         return [script_of(file) for file in wanted]
 
+    warnings: dict[str, list[str]] = {name: [] for name in names}
+
     def one(name: str) -> dict[str, t.Any]:
         told = (lambda line: say(f"{name}: {line}")) if say else None
-        result = _database(module, name, files, options, told, parse_once)
+        roles = tuple(role.replace("{database}", name) for role in params["application_roles"])
+        own = dataclasses.replace(options, application_roles=roles)
+        result = _database(module, name, files, own, told, parse_once, warnings[name].append)
         if told:
             told(f"{len(result['applied'])} applied, at version {result['head']}")
         return result
@@ -542,6 +561,10 @@ def _fleet(
     results = run_fleet(
         names, one, canary=params["canary"], workers=params["workers"], max_failures=params["max_failures"]
     )
+    for result in results:
+        result["warnings"] = warnings[result["database"]]
+        for warning in result["warnings"]:
+            module.warn(f"{result['database']}: {warning}")
     states = {state: [one["database"] for one in results if one["state"] == state] for state in ("failed", "left")}
     if states["failed"]:
         first = next(one for one in results if one["state"] == "failed")
@@ -568,6 +591,7 @@ def _database(
     options: Options,
     say: t.Callable[[str], None] | None,
     parser: Parser,
+    warn: t.Callable[[str], None],
 ) -> dict[str, t.Any]:
     """Plan and, unless in check mode, apply in one database."""
     open_connection = connect_if_exists if module.check_mode else connect
@@ -586,9 +610,11 @@ def _database(
             "shape": "",
         }
         if connection and not todo.applied:
-            result |= _history(connection, module)
+            result |= _history(connection, module.params["shapes"], warn)
         if not todo.pending:
             return {**result, "applied": []}
+        if connection and options.application_roles:
+            refuse_foreign_window(connection, options.application_roles)
         if module.check_mode or connection is None:
             plans = _planned(connection, todo, options, parser)
             result["diff"]["prepared"] = "".join(plan.as_text() for plan in plans)
@@ -602,7 +628,7 @@ def _database(
             raise
         finally:
             for warning in outcome.warnings:
-                module.warn(warning)
+                warn(warning)
     return {**result, "changed": bool(outcome.applied), **_told(outcome)}
 
 
@@ -646,17 +672,19 @@ def _parser(scripts_file: str | None) -> Parser:
     return parse
 
 
-def _history(connection: psycopg.Connection[t.Any], module: AnsibleModule) -> dict[str, t.Any]:
+def _history(
+    connection: psycopg.Connection[t.Any], shapes: t.Mapping[str, t.Any], warn: t.Callable[[str], None]
+) -> dict[str, t.Any]:
     """Return, and warn of, what a database without a ledger has been through."""
     from ansible_collections.settler.runbook.plugins.module_utils._adopt import foreign_ledgers, shape_of
 
     found = [str(ledger) for ledger in foreign_ledgers(connection)]
     for ledger in found:
-        module.warn(
+        warn(
             f"the database has the ledger of another tool: {ledger}; playbooks/adopt.yml takes over those of "
             "Flyway and dbmate, and migrate_baseline stands for all others"
         )
-    return {"foreign_ledgers": found, "shape": shape_of(connection, module.params["shapes"])}
+    return {"foreign_ledgers": found, "shape": shape_of(connection, shapes)}
 
 
 def _told(outcome: Outcome) -> dict[str, t.Any]:
