@@ -130,10 +130,11 @@ def defaults_of(name: str) -> dict[str, Any]:
 def call_module(name: str, arguments: Mapping[str, Any], *, check: bool = False) -> dict[str, Any]:
     """Do a module's work in this process: half a second faster, for tests that do not look at its output."""
     module = importlib.import_module(f"ansible_collections.settler.runbook.plugins.modules.{name}")
+    as_ansible = SimpleNamespace(
+        params=defaults_of(name) | dict(arguments), check_mode=check, warn=lambda _warning: None
+    )
     try:
-        result: dict[str, Any] = module.work(
-            SimpleNamespace(params=defaults_of(name) | dict(arguments), check_mode=check)
-        )
+        result: dict[str, Any] = module.work(as_ansible)
     except RunbookError as error:
         return {"failed": True, **error.as_result()}
     except psycopg.Error as error:

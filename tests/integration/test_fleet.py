@@ -145,7 +145,8 @@ def test_warnings_are_told_with_their_database_and_are_in_its_result(new_databas
     names = [new_database() for _ in range(3)]
     for name in names[1:]:
         connect(name, user=roles.app).execute("BEGIN; SELECT 1")
-    connect(names[2], role=roles.owner).execute("CREATE TABLE a (other int)")
+    with connect(names[2], role=roles.owner) as session:
+        session.execute("CREATE TABLE a (other int)")
     result = migrate_all(names, how=run_module, long_transaction=0, workers=1, progress_file=None)
     assert _states(result) == ["changed", "changed", "failed"]
     assert [len(one["warnings"]) for one in result["databases"]] == [0, 1, 1]
