@@ -10,7 +10,16 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._run import Outcome
 from ansible_collections.settler.runbook.plugins.module_utils._statements import parse
 
-from tests.support import as_migrator, migration, refused, run_module, start_module, wait_until, write_migrations
+from tests.support import (
+    Background,
+    as_migrator,
+    migration,
+    refused,
+    run_module,
+    start_module,
+    wait_until,
+    write_migrations,
+)
 
 pytestmark = pytest.mark.every_major
 
@@ -202,3 +211,138 @@ def test_value_of_an_enum_can_be_used_by_the_next_statement(new_database, apply,
     ]
     apply(database, files)
     assert ask(database, "SELECT v::text FROM x") == "b"
+
+
+# Whose index it is
+
+
+def test_index_that_another_session_builds_is_left_alone(new_database, connect, apply, ask):
+    """Ours is over while theirs is half made: it is invalid, and none of what our statement could have left."""
+    database = new_database()
+    apply(database, [TABLE, migration("CREATE TABLE other (v int); INSERT INTO other VALUES (1);", "002_other.sql")])
+    holder, theirs = connect(database), connect(database)
+    holder.execute("BEGIN; UPDATE other SET v = 2")
+    building = Background(theirs.execute, "CREATE INDEX CONCURRENTLY theirs ON other (v)")
+    wait_until(lambda: ask(database, INVALID) == ["theirs"])
+    files = [TABLE, migration("CREATE TABLE other (v int); INSERT INTO other VALUES (1);", "002_other.sql")]
+    vacuum = step("REINDEX TABLE CONCURRENTLY t;\nVACUUM t;", 3)
+    done = apply(database, [*files, vacuum])
+    assert (len(done.applied), done.repaired) == (1, [])
+    holder.execute("COMMIT")
+    building.value()
+    assert ask(database, INVALID) is None
+    assert ask(database, "SELECT to_regclass('theirs') IS NOT NULL")
+
+
+def test_index_that_another_session_builds_on_the_same_table_is_its_own(new_database, connect, apply, ask):
+    """The lock that CONCURRENTLY holds from its first phase to its last tells whose it is."""
+    database = new_database()
+    apply(database, [TABLE])
+    holder, theirs = connect(database), connect(database)
+    holder.execute("BEGIN; UPDATE t SET v = 2 WHERE id = 1")
+    building = Background(theirs.execute, "CREATE INDEX CONCURRENTLY theirs ON t (v)")
+    wait_until(lambda: ask(database, INVALID) == ["theirs"])
+    done = Outcome()
+    refused(apply, database, [TABLE, step("ALTER TYPE nothing ADD VALUE 'x';\nVACUUM t;")], done)
+    error = refused(apply, database, [TABLE, step("CREATE INDEX CONCURRENTLY ours ON t (id);", 2, "ours")], done,
+                    long_lock_timeout=0.3, lock_attempts=2)  # fmt: skip
+    assert "002_step.sql" in error.message or error.facts["sqlstate"] == "55P03"
+    assert done.repaired == []
+    holder.execute("COMMIT")
+    building.value()
+    assert ask(database, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'theirs'::regclass")
+
+
+def test_statement_that_was_begun_and_rewritten_is_not_taken_for_done(new_database, connect, apply, ask, roles):
+    """The catalogue has the index of before: that the file asks for another one now nobody could see."""
+    database = new_database()
+    apply(database, [TABLE])
+    first = step("CREATE INDEX CONCURRENTLY i ON t (v);")
+    apply(database, [TABLE, first])
+    with connect(database) as admin:  # as a run leaves it that was killed while the backend went on
+        admin.execute("UPDATE runbook.journal SET state = 'running', detail = '{\"present\": false, \"invalid\": []}'")
+        admin.execute("UPDATE runbook.migrations SET state = 'running' WHERE file = '002_step.sql'")
+    error = refused(apply, database, [TABLE, step("CREATE UNIQUE INDEX CONCURRENTLY i ON t (id, v);")])
+    assert "statement 1 was begun by run run-1 and has been changed since" in error.message
+    assert [one.file for one in apply(database, [TABLE, first]).applied] == ["002_step.sql"]
+
+
+def test_leftover_that_could_not_be_dropped_is_the_next_attempts_too(new_database, connect, apply, ask):
+    """It is no longer invalid «before»: a file must not count as applied beside it."""
+    database = new_database()
+    apply(database, [TABLE])
+    reindex = step("REINDEX TABLE CONCURRENTLY t;")
+    with connect(database) as blocker:
+        blocker.execute("BEGIN; SELECT count(*) FROM t")
+        refused(apply, database, [TABLE, reindex], long_lock_timeout=0.5, lock_attempts=1)
+        (left,) = ask(database, INVALID)
+        assert left.startswith("t_pkey_cc")
+        blocker.execute("ROLLBACK")
+    done = apply(database, [TABLE, reindex])
+    assert (len(done.applied), done.repaired) == (1, [f"index public.{left}"])
+    assert ask(database, INVALID) is None
+
+
+@pytest.mark.parametrize(
+    "command", ["REINDEX TABLE parted", "REINDEX INDEX parted_id", "CLUSTER parted USING parted_id"]
+)
+def test_command_that_refuses_a_transaction_only_of_partitions_runs_alone(new_database, cluster, apply, ask, command):
+    made = migration(
+        "CREATE TABLE parted (id int NOT NULL) PARTITION BY RANGE (id); CREATE INDEX parted_id ON parted (id);"
+        "CREATE TABLE part_1 PARTITION OF parted FOR VALUES FROM (0) TO (10);"
+    )
+    database = new_database()
+    if command.startswith("CLUSTER") and cluster.state.major < 15:
+        assert "cannot cluster a partitioned table" in refused(apply, database, [made, step(f"{command};")]).message
+        return
+    assert len(apply(database, [made, step(f"{command};")]).applied) == 2
+    assert ask(database, JOURNAL) == ["1 done"]
+
+
+def test_setting_that_fails_is_told_with_its_line(new_database, apply, ask):
+    database = new_database()
+    error = refused(apply, database, [TABLE, step("VACUUM t;\nSET work_mem = 'much';\nVACUUM t;")])
+    assert '002_step.sql:3: invalid value for parameter "work_mem": "much"' in error.message
+    assert ask(database, "SELECT detail ->> 'line' FROM runbook.events WHERE event = 'failed'") == "3"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("CREATE TEMP TABLE x (i int);", "a temporary table"),
+        ("CREATE TEMP TABLE x AS SELECT 1;", "a temporary table"),
+        ("SELECT set_config('search_path', 's', false);", "a setting by set_config"),
+        ("PREPARE p AS SELECT 1;", "a prepared statement"),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT 1;", "a cursor"),
+        ("LOCK TABLE t;", "a lock"),
+        ("LISTEN x;", "LISTEN"),
+    ],
+)
+def test_what_is_gone_before_the_next_statement_is_refused(text, what):
+    with pytest.raises(RunbookError) as caught:
+        parse(step("VACUUM t;\n" + text))
+    assert f"002_step.sql:3: {what} is gone before the next statement" in caught.value.message
+
+
+def test_index_without_a_name_is_refused():
+    with pytest.raises(RunbookError, match=r"002_step\.sql:2: an index that is built CONCURRENTLY needs a name"):
+        parse(step("CREATE INDEX CONCURRENTLY ON t (v);"))
+
+
+def test_file_whose_statements_block_nobody_waits_for_long(new_database, connect, apply):
+    """VALIDATE queues nobody behind it: it may wait as CREATE INDEX CONCURRENTLY does."""
+    database = new_database()
+    apply(database, [migration("CREATE TABLE t (id int, CONSTRAINT c CHECK (id > 0) NOT VALID);")])
+    blocker = connect(database)
+    blocker.execute("BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+    validate = migration("ALTER TABLE t VALIDATE CONSTRAINT c;", "002_validate.sql")
+    files = [migration("CREATE TABLE t (id int, CONSTRAINT c CHECK (id > 0) NOT VALID);"), validate]
+
+    def say(line: str) -> None:
+        if "waits for pid" in line:
+            blocker.execute("COMMIT")
+
+    done = apply(
+        database, files, say=say, lock_timeout=0.1, long_lock_timeout=60, lock_attempts=1, progress_interval=0.5
+    )
+    assert [one.attempts for one in done.applied] == [1]

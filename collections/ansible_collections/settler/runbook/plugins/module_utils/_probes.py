@@ -15,19 +15,31 @@ from ansible_collections.settler.runbook.plugins.module_utils._psycopg import ps
 with contextlib.suppress(ImportError):
     from pglast import ast, enums
 
-#: Plain indexes only: CREATE INDEX ON ONLY leaves one of a partitioned table invalid on purpose.
+if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._statements import Statement
+
+#: What is half made of some relations: of the tables among them, of the tables of the indexes among them, of their
+#: partitions, and of the tables beside them that hold long values. Plain indexes only: CREATE INDEX ON ONLY leaves one
+#: of a partitioned table invalid on purpose. What another session is at work on is that one's: CONCURRENTLY holds its
+#: lock on the table from the first phase to the last.
 _INVALID = """
-SELECT 'index', n.nspname, c.relname FROM pg_catalog.pg_index i
+WITH named AS (SELECT to_regclass(name)::oid AS oid FROM unnest(%(names)s::text[]) AS name),
+tree AS (SELECT oid FROM named UNION SELECT t.relid::oid FROM named, pg_partition_tree(named.oid) t),
+mine AS (SELECT oid FROM tree UNION SELECT i.indrelid FROM pg_catalog.pg_index i JOIN tree ON tree.oid = i.indexrelid),
+tables AS (SELECT oid FROM mine UNION SELECT c.reltoastrelid FROM pg_catalog.pg_class c JOIN mine USING (oid)),
+busy AS (SELECT l.relation FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a USING (pid)
+         WHERE l.locktype = 'relation' AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted
+           AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+           AND l.pid <> pg_backend_pid() AND a.usename IS NOT NULL)
+SELECT CASE WHEN n.nspname = 'pg_toast' THEN 'toast index' ELSE 'index' END, n.nspname, c.relname
+FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'i' AND n.nspname !~ '^pg_toast' AND NOT (i.indisvalid AND i.indisready AND i.indislive)
-UNION ALL
-SELECT 'toast index', n.nspname, c.relname FROM pg_catalog.pg_index i
-JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = 'pg_toast' AND NOT (i.indisvalid AND i.indisready AND i.indislive)
+WHERE c.relkind = 'i' AND NOT (i.indisvalid AND i.indisready AND i.indislive)
+  AND (%(all)s OR i.indrelid IN (SELECT oid FROM tables)) AND i.indrelid NOT IN (SELECT relation FROM busy)
 UNION ALL
 SELECT 'partition', n.nspname, c.relname FROM pg_catalog.pg_inherits h
 JOIN pg_catalog.pg_class c ON c.oid = h.inhrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE h.inhdetachpending
+WHERE h.inhdetachpending AND h.inhparent IN (SELECT oid FROM tables)
 ORDER BY 1, 2, 3
 """
 
@@ -83,9 +95,27 @@ def _qualified(name: t.Any) -> tuple[str, str]:
     return (parts[-2] if len(parts) > 1 else "", parts[-1])
 
 
-def invalid_objects(connection: psycopg.Connection[t.Any]) -> list[Invalid]:
-    """Return all that is half made in the database, whoever has left it."""
-    return [Invalid(*row) for row in connection.execute(_INVALID)]
+def invalid_objects(connection: psycopg.Connection[t.Any], statement: Statement) -> list[Invalid]:
+    """Return what is half made of the relations that a statement names; all there is where it names none.
+
+    REINDEX SCHEMA names none, for instance. DO and CALL make nothing of the kind.
+    """
+    probe = statement.probe
+    objects = map(_regclass, probe.names if probe else ())
+    names = [name for name in [*(effect.relation for effect in statement.effects), *objects] if name]
+    parameters = {"names": names, "all": not names and probe is not None}
+    return [Invalid(*row) for row in connection.execute(_INVALID, parameters)]
+
+
+def is_partitioned(connection: psycopg.Connection[t.Any], statement: Statement) -> bool:
+    """Tell whether a statement is about a partitioned table or index: some refuse a transaction then."""
+    names = [effect.relation for effect in statement.effects]
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relkind IN ('p', 'I') "
+        "AND oid = ANY (SELECT to_regclass(name)::oid FROM unnest(%s::text[]) AS name))",
+        [names],
+    ).fetchone()
+    return bool(row and row[0])
 
 
 def present(connection: psycopg.Connection[t.Any], probe: Probe) -> bool | None:

@@ -13,7 +13,7 @@ import traceback
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.settler.runbook.plugins.module_utils._effects import Effect, effects, lock_class
+from ansible_collections.settler.runbook.plugins.module_utils._effects import Effect, effects, lock_class, nodes
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH, REPEATABLE, MigrationFile, line_at
 from ansible_collections.settler.runbook.plugins.module_utils._probes import Probe, probe_of
@@ -150,7 +150,7 @@ def _statements(file: MigrationFile, text: str, warnings: list[str]) -> t.Iterat
                 f"{file.file}:{line}: {unknown}: unknown to the parser's grammar "
                 f"(PostgreSQL {pglast.parser.get_postgresql_version()[0]}); the statement is sent unchecked"
             )
-            yield Statement(body, line)
+            yield Statement(body, line, commits=True)  # nobody knows what it does
             continue
         statement = Statement(
             body,
@@ -245,7 +245,9 @@ def _offset(error: ParseError) -> int:
 def _refuse_meta_command(file: MigrationFile, text: str, offset: int, error: ParseError) -> None:
     """Refuse a psql command on the line that the parser complains about; anything else is the server's to judge."""
     line = line_at(text, offset)
-    for match in _META_COMMAND.finditer(text):
+    # the parser's place counts characters of what it has read; a backslash there, or first on the line, is psql's
+    here = re.compile(r"(\\[a-z!?]+)", re.IGNORECASE).match(text, offset)
+    for match in [*([here] if here else []), *_META_COMMAND.finditer(text)]:
         if line_at(text, match.start(1)) == line:
             raise RunbookError(
                 f"{file.path}:{line}: psql command {match[1]}",
@@ -324,11 +326,39 @@ def _refuse(file: MigrationFile, statement: Statement, node: t.Any) -> None:
             f"{where}: {statement.refuses} cannot run inside a transaction block: {statement.first_line}",
             hint="Put it into a file of its own that begins with the line: -- runbook: no-transaction",
         )
+    if not file.directives.transaction and (what := _needs_the_session(node)):
+        raise RunbookError(
+            f"{where}: {what} is gone before the next statement: {statement.first_line}",
+            hint="In a file without a transaction each statement has a new session. Write SET for a setting; "
+            "put what belongs together into a file that is one transaction.",
+        )
+    if isinstance(node, ast.IndexStmt) and node.concurrent and not node.idxname:
+        raise RunbookError(
+            f"{where}: an index that is built CONCURRENTLY needs a name: {statement.first_line}",
+            hint="Without one nobody can know after a kill whether it was built, and it would be built twice.",
+        )
     if not file.directives.transaction and isinstance(node, ast.VariableSetStmt) and node.is_local:
         raise RunbookError(
             f"{where}: SET LOCAL outside a transaction does nothing: {statement.first_line}",
             hint="Write SET: the engine resets the session after the file.",
         )
+
+
+def _needs_the_session(node: t.Any) -> str:
+    """Name what a statement leaves in the session for the next one; empty if nothing, or if it is a SET."""
+    if isinstance(node, ast.CreateStmt | ast.CreateTableAsStmt):
+        made: t.Any = node.relation if isinstance(node, ast.CreateStmt) else node.into and node.into.rel
+        return "a temporary table" if made.relpersistence == "t" else ""
+    if isinstance(node, ast.SelectStmt):
+        calls = [call for call in nodes(node.targetList, ast.FuncCall) if call.funcname[-1].sval == "set_config"]
+        return "a setting by set_config" if calls else ""
+    kinds: dict[type, str] = {
+        ast.PrepareStmt: "a prepared statement",
+        ast.DeclareCursorStmt: "a cursor",
+        ast.ListenStmt: "LISTEN",
+        ast.LockStmt: "a lock",
+    }
+    return kinds.get(type(node), "")
 
 
 def refuses_transaction(node: t.Any) -> str:

@@ -20,6 +20,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._probes import (
     Invalid,
     invalid_objects,
     invalid_target,
+    is_partitioned,
     pending_detach,
     present,
     repair,
@@ -126,12 +127,15 @@ def _refuse_rewritten_past(script: Script, journal: t.Mapping[int, t.Mapping[str
     for number, entry in journal.items():
         text = script.statements[number - 1].text if number <= len(script.statements) else ""
         if entry["state"] == DONE and entry["checksum"] != text_checksum(text):
-            raise RunbookError(
-                f"{script.file.path}: statement {number} was done by run {entry['run_id']} and has been changed since",
-                hint="Bring it back as it was; correct only the statement that failed and those after it. To begin "
-                f"anew: playbooks/repair.yml -e repair_file={script.file.file} -e repair_action=forget "
-                "-e repair_reason=…",
-            )
+            raise _is_rewritten(script, number, "done", entry)
+
+
+def _is_rewritten(script: Script, number: int, state: str, entry: t.Mapping[str, t.Any]) -> RunbookError:
+    return RunbookError(
+        f"{script.file.path}: statement {number} was {state} by run {entry['run_id']} and has been changed since",
+        hint="Bring it back as it was; correct only the statement that failed and those after it. To begin anew: "
+        f"playbooks/repair.yml -e repair_file={script.file.file} -e repair_action=forget -e repair_reason=…",
+    )
 
 
 def _was_done(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any]) -> bool:
@@ -142,8 +146,10 @@ def _was_done(work: Work, script: Script, number: int, entry: t.Mapping[str, t.A
     """
     statement = script.statements[number - 1]
     probe = statement.probe
-    if not _autocommits(statement):
+    if not _autocommits(work, statement):
         return False  # its journal entry would be done if it were
+    if entry["checksum"] != text_checksum(statement.text):
+        raise _is_rewritten(script, number, "begun", entry)
     work.settle(script)
     if probe is None:
         raise RunbookError(
@@ -153,7 +159,7 @@ def _was_done(work: Work, script: Script, number: int, entry: t.Mapping[str, t.A
             hint=f"Look, then say it: playbooks/repair.yml -e repair_file={script.file.file} -e repair_reason=… with "
             "-e repair_action=done if it was, or -e repair_action=again if it was not.",
         )
-    _tidy(work, script, {Invalid(*one) for one in entry["detail"].get("invalid", [])})
+    _tidy(work, script, statement, _noted(entry))
     if probe.kind == "detach" and pending_detach(work.connection, probe):
         return False
     there, wanted = present(work.connection, probe), probe.kind == "create index"
@@ -164,18 +170,27 @@ def _was_done(work: Work, script: Script, number: int, entry: t.Mapping[str, t.A
     return True
 
 
-def _autocommits(statement: Statement) -> bool:
-    """Tell whether a statement has to run outside a transaction."""
-    return bool(statement.refuses) or statement.commits
+def _autocommits(work: Work, statement: Statement) -> bool:
+    """Tell whether a statement has to run outside a transaction: REINDEX and CLUSTER of partitions have to, too."""
+    may_run_again = statement.probe is not None and statement.probe.kind == "again"
+    return (
+        bool(statement.refuses) or statement.commits or (may_run_again and is_partitioned(work.connection, statement))
+    )
+
+
+def _noted(entry: t.Mapping[str, t.Any]) -> set[Invalid]:
+    """Return what was half made before the first attempt at a statement."""
+    return {Invalid(*one) for one in entry["detail"].get("invalid", [])}
 
 
 def _run(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any]) -> int:
     """Run one statement, again if another session's lock stood in the way; returns the attempts."""
     statement = script.statements[number - 1]
+    alone = _autocommits(work, statement)
     for attempt in range(1, work.options.lock_attempts + 1):
-        before = _before(work, script, number, entry) if _autocommits(statement) else set()
+        before = _before(work, script, number, entry) if alone else set()
         try:
-            _execute(work, script, number)
+            _execute(work, script, number, alone=alone)
         except StatementError as failure:
             give_up_transaction(work.connection)
             blocked = failure.error.sqlstate in RETRYABLE
@@ -183,26 +198,40 @@ def _run(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any]) 
                 work.outcome.blockers = work.watch.blockers
             if work.connection.closed:
                 raise _stopped(work, script, number, failure) from failure.error
-            if _autocommits(statement):
-                _tidy(work, script, before)
+            if alone:
+                _tidy(work, script, statement, before)
             if not blocked or attempt == work.options.lock_attempts:
-                _note(work, script, number, FAILED, failure.as_event())
+                _note(work, script, number, FAILED, {**failure.as_event(), "invalid": _listing(before)})
                 record_failure(work, script, failure.as_event())
                 raise _stopped(work, script, number, failure) from failure.error
             work.give_way(attempt, f"line {statement.line}: ")
         else:
-            if _autocommits(statement):
-                work.settle(script)
-                left = set(invalid_objects(work.connection)) - before
-                if left:
-                    _tidy(work, script, before)
-                    raise RunbookError(
-                        f"{script.file.path}:{statement.line}: succeeded, but left invalid: {_listed(left)}",
-                        hint="Run again. If it stays so, another session drops or builds the same object.",
-                    )
+            if alone:
+                _refuse_leftovers(work, script, number, before)
                 _note(work, script, number, DONE)
             return attempt
     raise AssertionError("unreachable: lock_attempts is at least 1")
+
+
+def _refuse_leftovers(work: Work, script: Script, number: int, before: set[Invalid]) -> None:
+    """Take away what a statement that succeeded, or an attempt before it, has left half made.
+
+    Raises:
+        RunbookError: it cannot be taken away, or it is what the statement was to make.
+    """
+    statement = script.statements[number - 1]
+    work.settle(script)
+    made = invalid_target(work.connection, statement.probe) if statement.probe else None
+    left = set(invalid_objects(work.connection, statement)) - before
+    if left:
+        _tidy(work, script, statement, before)
+        stays = set(invalid_objects(work.connection, statement)) - before
+        if made or stays:
+            _note(work, script, number, FAILED, {"invalid": _listing(before)})
+            raise RunbookError(
+                f"{script.file.path}:{statement.line}: succeeded, but left invalid: {_listed(stays or left)}",
+                hint="Run again. If it stays so, another session drops or builds the same object.",
+            )
 
 
 def _before(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any]) -> set[Invalid]:
@@ -221,30 +250,34 @@ def _before(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any
     there = present(work.connection, probe) if probe else None
     if entry.get("state") == FAILED and probe and probe.kind == "create index":
         there = False  # what a failed attempt has left is tidied
-    before = set(invalid_objects(work.connection))
-    detail = {"present": there, "invalid": [[one.kind, one.schema, one.name] for one in sorted(before)]}
+    # what an attempt before this one has left, of this run or an earlier one, is still this statement's
+    before = _noted(entry) if "invalid" in entry.get("detail", {}) else set(invalid_objects(work.connection, statement))
+    entry = {**entry, "detail": {"invalid": _listing(before)}}
+    detail = {"present": there, "invalid": _listing(before)}
     _note(work, script, number, RUNNING, detail)
     return before
 
 
-def _execute(work: Work, script: Script, number: int) -> None:
+def _execute(work: Work, script: Script, number: int, *, alone: bool) -> None:
     """Run one statement: alone, or in a transaction together with its journal entry."""
     statement = script.statements[number - 1]
     connection = work.connection
     work.settle(script, statement.waits)
     for setting in script.statements[: number - 1]:
         if setting.session:
-            connection.execute(setting.text.encode())
+            try:
+                connection.execute(setting.text.encode())
+            except psycopg.Error as error:
+                raise StatementError(error, setting) from error
     text: sql.Composed | bytes = statement.text.encode()
     if statement.probe and statement.probe.kind == "detach" and pending_detach(connection, statement.probe):
         parent, child = (sql.Identifier(*filter(None, name)) for name in statement.probe.names)
         text = sql.SQL("ALTER TABLE {} DETACH PARTITION {} FINALIZE").format(parent, child)
-    alone = _autocommits(statement)
     try:
-        if alone:
+        if alone and statement.waits == "B":
             # what blocks nobody had better be finished when its runner dies
             connection.execute("SET client_connection_check_interval = 0")
-        else:
+        if not alone:
             connection.execute("BEGIN")
         with work.watch.statement(statement, number, len(script.statements)):
             connection.execute(text)
@@ -274,10 +307,10 @@ def _note(work: Work, script: Script, number: int, state: str, detail: t.Any = N
     )
 
 
-def _tidy(work: Work, script: Script, before: set[Invalid]) -> None:
-    """Take away what was made invalid since."""
+def _tidy(work: Work, script: Script, statement: Statement, before: set[Invalid]) -> None:
+    """Take away what a statement has left half made."""
     work.settle(script, "B")
-    for leftover in sorted(set(invalid_objects(work.connection)) - before):
+    for leftover in sorted(set(invalid_objects(work.connection, statement)) - before):
         if leftover.kind != "partition":  # a half detached partition is finished by the statement itself
             _repair(work, script, leftover)
 
@@ -308,8 +341,9 @@ def _stopped(work: Work, script: Script, number: int, failure: StatementError) -
 def _refuse_invalid(work: Work, script: Script) -> None:
     """Raise if an index that the file has made is invalid now."""
     work.settle(script)
-    for statement in script.statements:
+    for number, statement in enumerate(script.statements, 1):
         if statement.probe and (target := invalid_target(work.connection, statement.probe)):
+            _note(work, script, number, FAILED)
             raise RunbookError(
                 f"{script.file.path}:{statement.line}: {target} is invalid; the file does not count as applied",
                 hint="Run again: the engine builds it anew.",
@@ -326,3 +360,8 @@ def _tables_of(work: Work, script: Script) -> list[int]:
 
 def _listed(objects: t.Iterable[Invalid]) -> str:
     return ", ".join(str(one) for one in sorted(objects))
+
+
+def _listing(objects: t.Iterable[Invalid]) -> list[list[str]]:
+    """Return objects as the journal has them."""
+    return [[one.kind, one.schema, one.name] for one in sorted(objects)]

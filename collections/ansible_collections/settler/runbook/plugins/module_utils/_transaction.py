@@ -173,7 +173,8 @@ def _open(work: Work, script: Script) -> Opened:
 
 def _opening(work: Work, script: Script) -> tuple[bytes, str | None]:
     """Return the statements that begin the transaction of a file, and the name of the restore point."""
-    begin = _begin(work.connection, work.key, work.timeouts(script))
+    gentle = bool(script.statements) and all(one.waits == "B" for one in script.statements)
+    begin = _begin(work.connection, work.key, work.timeouts(script, "B" if gentle else "A"))
     role = _role(work.connection, work.role_of(script))
     if not work.restore_points:
         return b"; ".join([begin, role]), None
