@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 
@@ -258,6 +259,42 @@ def test_size_follows_the_target():
     assert _batch.resize(100, 0.001, 0.5) == 200
     assert _batch.resize(100, 0.4, 0.5) == 125
     assert _batch.resize(1, 9.0, 0.5) == 1
+
+
+#: What the statement of HELD does with row 500, until somebody lets it go.
+HOLD = migration(
+    TABLE.text + "CREATE TABLE go (); GRANT INSERT ON go TO PUBLIC;"
+    "CREATE FUNCTION hold(id int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+    " WHILE id = 500 AND NOT EXISTS (SELECT FROM go) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN 1; END $$;"
+)
+HELD = BATCH.replace("v + 1", "v + hold(id)")
+
+
+def test_progress_of_batches_says_rows_rate_and_time_left(new_database, connect, apply):
+    """Nobody has ever analysed the table."""
+    database, said = new_database(), []
+    expected = re.compile(
+        r"002_fill\.batch\.sql \(2 of 2\): batch \d+, \d+ s, [1-9]\d+ rows changed, [1-9][\d,]* a second, "
+        r"about [1-9][\d,]* s left"
+    )
+
+    def say(line):
+        said.append(line)
+        if expected.fullmatch(line):
+            with connect(database) as session:
+                session.execute("INSERT INTO go DEFAULT VALUES")
+
+    pace = {"lock_timeout": 0.1, "progress_interval": 0.05, "statement_timeout": 60}
+    assert apply(database, [HOLD, batch(text=HELD)], say=say, **pace).applied[1].rows == 1000, said
+
+
+def test_time_left_is_told_by_the_pace_of_this_run_and_while_the_estimate_holds():
+    half = {"rows": 90, "keys": 100, "total": 200}
+    none = {"rows": 0, "keys": 0, "total": 200}
+    assert _batch.told(half, none, 10) == "90 rows changed, 9 a second, about 10 s left"
+    assert _batch.told({**half, "keys": 120}, half, 10) == "90 rows changed, 0 a second, about 40 s left"
+    assert _batch.told(half, half, 10) == "90 rows changed, 0 a second"
+    assert _batch.told({**half, "keys": 201}, none, 10) == "90 rows changed, 9 a second"
 
 
 def test_batches_wait_for_old_transactions(new_database, connect, roles, apply, ask):

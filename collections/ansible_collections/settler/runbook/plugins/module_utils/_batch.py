@@ -33,7 +33,7 @@ _SMALLEST, _LARGEST = 1, 1_000_000
 _THROTTLE_SECONDS = 1.0
 
 _KEY = """
-SELECT c.oid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull, greatest(c.reltuples, 0)::bigint,
+SELECT c.oid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull,
     c.relforcerowsecurity OR (c.relrowsecurity AND NOT pg_has_role(current_user, c.relowner, 'MEMBER')),
     (SELECT rolsuper OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user),
     EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid)
@@ -60,23 +60,18 @@ def apply(work: Work, script: Script) -> Applied:
     started = time.monotonic()
     work.outcome.blockers = []
     work.settle(script)
-    oid, total = _check(work, script)
+    oid = _check(work, script)
     lsn = begin(work, script)
     progress = _resume(work, script)
     size = int(progress.get("size", script.file.directives.batch_size))
-    began, rows_before = time.monotonic(), progress["rows"]
+    before, began = dict(progress), time.monotonic()
 
-    def told() -> str:
-        seconds = max(time.monotonic() - began, 0.001)
-        rate = (progress["rows"] - rows_before) / seconds
-        left = max(total - progress["keys"], 0)
-        keys_a_second = max(progress["keys"] / seconds, 0.001)
-        return f"{progress['rows']:,} rows changed, {rate:,.0f} a second, about {left / keys_a_second:,.0f} s left"
+    def tell() -> str:
+        return told(progress, before, time.monotonic() - began)
 
     attempts = 1
     while progress["end"] is not None:
-        work.watch.counting(told)
-        seconds, tries = _batch(work, script, progress, size)
+        seconds, tries = _batch(work, script, progress, size, tell)
         attempts = max(attempts, tries)
         if progress["finished"]:
             break
@@ -95,8 +90,24 @@ def resize(size: int, seconds: float, target: float) -> int:
     return int(min(max(wanted, size / 2, _SMALLEST), size * 2, _LARGEST))
 
 
-def _check(work: Work, script: Script) -> tuple[int, int]:
-    """Return the table's OID and estimated rows.
+def told(progress: t.Mapping[str, t.Any], before: t.Mapping[str, t.Any], seconds: float) -> str:
+    """Say how many rows are changed, how fast, and how long the rest takes, as long as the estimate of it holds.
+
+    Args:
+        progress: C(rows) that were changed, C(keys) that were walked, C(total) of keys that there seem to be.
+        before: the same, as earlier runs have left it.
+        seconds: since then.
+    """
+    seconds = max(seconds, 0.001)
+    keys, left = progress["keys"] - before["keys"], progress.get("total", 0) - progress["keys"]
+    parts = [f"{progress['rows']:,} rows changed", f"{(progress['rows'] - before['rows']) / seconds:,.0f} a second"]
+    if keys > 0 and left > 0:
+        parts.append(f"about {left / keys * seconds:,.0f} s left")
+    return ", ".join(parts)
+
+
+def _check(work: Work, script: Script) -> int:
+    """Return the table's OID.
 
     Raises:
         RunbookError: no such table or key, a key that may be null or has no index, rows that the role cannot see.
@@ -106,7 +117,7 @@ def _check(work: Work, script: Script) -> tuple[int, int]:
     where = f"{script.file.path}:1"
     if row is None:
         raise RunbookError(f"{where}: there is no table {wanted.batch_table}", hint="Name it with its schema.")
-    oid, kind, not_null, estimate, hidden, bypasses, indexed = row
+    oid, kind, not_null, hidden, bypasses, indexed = row
     if kind is None:
         raise RunbookError(f"{where}: {wanted.batch_table} has no column {wanted.batch_key}")
     if not not_null or not indexed:
@@ -120,11 +131,11 @@ def _check(work: Work, script: Script) -> tuple[int, int]:
             "the batches would change nothing and say nothing",
             hint="Work as a role with BYPASSRLS (-- runbook: role=…), or take FORCE off in a file before.",
         )
-    return oid, estimate
+    return int(oid)
 
 
 def _resume(work: Work, script: Script) -> dict[str, t.Any]:
-    """Return how far earlier runs came; a first run looks up where the keys end now."""
+    """Return how far earlier runs came; a first run looks up where the keys end now, and about how many there are."""
     entry = work.ledger.journal(script.file.file).get(1)
     statement = script.statements[0]
     if entry and entry["detail"].get("end") is not None:
@@ -143,7 +154,12 @@ def _resume(work: Work, script: Script) -> dict[str, t.Any]:
         sql.SQL("SELECT {key}::text AS last FROM {table} ORDER BY {key} DESC LIMIT 1").format(key=key, table=table)
     ).fetchone()
     end = row[0] if row else None
-    progress = {"last": None, "end": end, "rows": 0, "keys": 0, "batches": 0, "finished": end is None}
+    # of a table without statistics, and of its partitions, the planner judges by their size
+    explained = work.connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {}").format(table)).fetchone()
+    total = int(explained[0][0]["Plan"]["Plan Rows"]) if explained else 0
+    progress = {
+        "last": None, "end": end, "rows": 0, "keys": 0, "batches": 0, "total": total, "finished": end is None
+    }  # fmt: skip
     _note(work, script, RUNNING, progress)
     return progress
 
@@ -160,8 +176,13 @@ def _names(work: Work, script: Script) -> tuple[sql.Composable, sql.Composable]:
     return sql.Identifier(*row), sql.Identifier(wanted.batch_key)
 
 
-def _batch(work: Work, script: Script, progress: dict[str, t.Any], size: int) -> tuple[float, int]:
-    """Do one batch and note it in the same transaction; returns its seconds and the attempts."""
+def _batch(
+    work: Work, script: Script, progress: dict[str, t.Any], size: int, tell: t.Callable[[], str]
+) -> tuple[float, int]:
+    """Do one batch and note it in the same transaction; returns its seconds and the attempts.
+
+    C(tell) says how far the file is while the batch runs.
+    """
     work.settle(script)
     table, key = _names(work, script)
     kind = one_of(
@@ -194,6 +215,7 @@ def _batch(work: Work, script: Script, progress: dict[str, t.Any], size: int) ->
         work.settle(script)
         try:
             with work.watch.statement(statement, 1, 1, f"batch {progress['batches'] + 1}"):
+                work.watch.counting(tell)
                 work.connection.execute("BEGIN")
                 low, high, keys = work.connection.execute(bounds).fetchone() or (None, None, 0)
                 changed = 0
