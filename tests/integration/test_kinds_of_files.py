@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import time
 
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _batch
@@ -302,10 +301,14 @@ def test_batches_wait_for_old_transactions(new_database, connect, roles, apply, 
     apply(database, [TABLE])
     said = []
     with connect(database, user=roles.app) as old:
+        old.execute("SET application_name = 'report'")
         old.execute("BEGIN; SELECT 1")
-        time.sleep(0.3)
-        run = Background(lambda: apply(database, [TABLE, batch()], say=said.append, batch_max_transaction=0.2))
-        wait_until(lambda: any("batches wait: a transaction is" in line for line in said))
+        pace = {"batch_max_transaction": 0, "progress_interval": 0.1}
+        run = Background(lambda: apply(database, [TABLE, batch()], say=said.append, **pace))
+        who = rf"pid {old.info.backend_pid} \({roles.app}, report, idle in transaction, \d+ s\): BEGIN; SELECT 1"
+        told = re.compile(rf"002_fill\.batch\.sql \(1 of 1\): batches wait for a transaction: {who}")
+        # again and again, for as long as it lasts
+        wait_until(lambda: len(list(filter(told.fullmatch, said))) >= 3 or not run.is_alive())
         assert ask(database, "SELECT count(*) FROM t WHERE v = 0") > 0
         old.execute("COMMIT")
         assert run.value().applied[0].rows == 1000

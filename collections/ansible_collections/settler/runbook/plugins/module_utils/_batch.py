@@ -10,6 +10,7 @@ batches the run makes room for standbys that lag and for transactions that hold 
 
 from __future__ import annotations
 
+import math
 import time
 import typing as t
 
@@ -17,7 +18,13 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import text_checksum
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._run import RETRYABLE, Applied, one_of
+from ansible_collections.settler.runbook.plugins.module_utils._run import (
+    RETRYABLE,
+    Applied,
+    describe_session,
+    one_of,
+    rows_of,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._steps import DONE, FAILED, RUNNING, begin, finish
 from ansible_collections.settler.runbook.plugins.module_utils._work import (
     StatementError,
@@ -42,12 +49,21 @@ LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = %s AND
 WHERE c.oid = to_regclass(%s)::oid
 """
 
-#: Seconds that the slowest standby lags behind, and the age of the oldest transaction of another session.
-_PRESSURE = """
-SELECT coalesce((SELECT max(extract(epoch FROM replay_lag)) FROM pg_catalog.pg_stat_replication), 0)::float,
-    coalesce((SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_catalog.pg_stat_activity
-              WHERE datname = current_database() AND backend_type = 'client backend'
-                AND pid <> pg_backend_pid() AND application_name !~ '^runbook:'), 0)::float
+#: The standby that lags most, if it lags too far.
+_LAGGING = """
+SELECT pid, application_name, coalesce(host(client_addr), 'local') AS address,
+       extract(epoch FROM replay_lag)::int AS seconds
+FROM pg_catalog.pg_stat_replication WHERE replay_lag > make_interval(secs => %s) ORDER BY replay_lag DESC LIMIT 1
+"""
+
+#: The oldest transaction of a session that is none of the run's, if it is too old.
+_OLDEST = """
+SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds,
+       left(query, 120) AS query
+FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+  AND application_name !~ '^runbook:' AND xact_start < clock_timestamp() - make_interval(secs => %s)
+ORDER BY xact_start LIMIT 1
 """
 
 
@@ -279,17 +295,21 @@ def _note(work: Work, script: Script, state: str, detail: t.Mapping[str, t.Any],
 def _make_room(work: Work) -> None:
     """Wait while a standby lags too far, or while an old transaction keeps dead rows from being removed."""
     reset(work.connection)  # as the login: it may see the sessions of more roles than the owner
-    said = False
-    while True:
-        lag, oldest = work.connection.execute(_PRESSURE).fetchone() or (0.0, 0.0)
-        if lag <= work.options.batch_max_lag and oldest <= work.options.batch_max_transaction:
-            return
-        if not said:
-            why = (
-                f"a standby lags {lag:.0f} s"
-                if lag > work.options.batch_max_lag
-                else f"a transaction is {oldest:.0f} s old"
-            )
-            work.watch.note(f"batches wait: {why}")
-            said = True
+    said_at = -math.inf
+    while who := _in_need_of_room(work):
+        if time.monotonic() - said_at >= work.options.progress_interval:
+            said_at = time.monotonic()
+            work.watch.note(f"batches wait for {who}")
         time.sleep(_THROTTLE_SECONDS)
+
+
+def _in_need_of_room(work: Work) -> str:
+    """Return for whom batches have to wait; an empty string if for nobody."""
+    for row in rows_of(work.connection, _LAGGING, [work.options.batch_max_lag]):
+        return (
+            f"standby {row['application_name']} ({row['address']}, pid {row['pid']}), "
+            f"which is {row['seconds']} s behind"
+        )
+    for row in rows_of(work.connection, _OLDEST, [work.options.batch_max_transaction]):
+        return f"a transaction: {describe_session(row)}"
+    return ""
