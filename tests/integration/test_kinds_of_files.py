@@ -170,8 +170,8 @@ BATCH = (
 )
 
 
-def batch(size=10, target="500ms", text=BATCH):
-    return migration(text.format(size=size, target=target), "002_fill.batch.sql")
+def batch(size=10, target="500ms", text=BATCH, name="002_fill.batch.sql"):
+    return migration(text.format(size=size, target=target), name)
 
 
 def test_batches_change_each_row_once(new_database, apply, ask):
@@ -195,6 +195,23 @@ def test_batch_that_fails_keeps_the_ones_before_and_resumes_after_them(new_datab
         session.execute("ALTER TABLE t DROP CONSTRAINT c")
     apply(database, [TABLE, batch(size=10, target="1ms")], run_id="run-2")
     assert ask(database, "SELECT array_agg(DISTINCT v) FROM t") == [1]
+
+
+def test_care_is_taken_of_what_the_batches_write_to(new_database, apply):
+    """Not of what they walk along."""
+    database = new_database()
+    before = [
+        TABLE,
+        migration(
+            "CREATE TABLE copies (id int);"
+            "CREATE MATERIALIZED VIEW of_copies AS SELECT FROM copies; CREATE MATERIALIZED VIEW of_t AS SELECT FROM t;",
+            "002_copies.sql",
+        ),
+    ]
+    apply(database, before)
+    text = BATCH.replace("UPDATE t SET v = v + 1", "INSERT INTO copies SELECT id FROM t")
+    done = apply(database, [*before, batch(text=text, name="003_copy.batch.sql")])
+    assert (done.analyzed, done.refreshed) == (["public.copies"], ["public.of_copies"])
 
 
 @pytest.mark.parametrize("kind", ["uuid", "text", "timestamp"])

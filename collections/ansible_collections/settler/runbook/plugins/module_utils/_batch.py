@@ -25,7 +25,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import (
     one_of,
     rows_of,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._steps import DONE, FAILED, RUNNING, begin, finish
+from ansible_collections.settler.runbook.plugins.module_utils._steps import (
+    DONE,
+    FAILED,
+    RUNNING,
+    begin,
+    finish,
+    touched_by,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._work import (
     StatementError,
     Work,
@@ -40,7 +47,7 @@ _SMALLEST, _LARGEST = 1, 1_000_000
 _THROTTLE_SECONDS = 1.0
 
 _KEY = """
-SELECT c.oid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+SELECT format_type(a.atttypid, a.atttypmod), a.attnotnull,
     c.relforcerowsecurity OR (c.relrowsecurity AND NOT pg_has_role(current_user, c.relowner, 'MEMBER')),
     (SELECT rolsuper OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user),
     EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid)
@@ -76,7 +83,7 @@ def apply(work: Work, script: Script) -> Applied:
     started = time.monotonic()
     work.outcome.blockers = []
     work.settle(script)
-    oid = _check(work, script)
+    _check(work, script)
     lsn = begin(work, script)
     progress = _resume(work, script)
     size = int(progress.get("size", script.file.directives.batch_size))
@@ -96,7 +103,7 @@ def apply(work: Work, script: Script) -> Applied:
         _make_room(work)
     _note(work, script, DONE, progress)
     applied = finish(work, script, lsn, started, attempts, rows=progress["rows"])
-    work.touched.add(oid)
+    work.touched.update(touched_by(work, script))
     return applied
 
 
@@ -122,8 +129,8 @@ def told(progress: t.Mapping[str, t.Any], before: t.Mapping[str, t.Any], seconds
     return ", ".join(parts)
 
 
-def _check(work: Work, script: Script) -> int:
-    """Return the table's OID.
+def _check(work: Work, script: Script) -> None:
+    """Refuse a table that batches cannot walk.
 
     Raises:
         RunbookError: no such table or key, a key that may be null or has no index, rows that the role cannot see.
@@ -133,7 +140,7 @@ def _check(work: Work, script: Script) -> int:
     where = f"{script.file.path}:1"
     if row is None:
         raise RunbookError(f"{where}: there is no table {wanted.batch_table}", hint="Name it with its schema.")
-    oid, kind, not_null, hidden, bypasses, indexed = row
+    kind, not_null, hidden, bypasses, indexed = row
     if kind is None:
         raise RunbookError(f"{where}: {wanted.batch_table} has no column {wanted.batch_key}")
     if not not_null or not indexed:
@@ -147,7 +154,6 @@ def _check(work: Work, script: Script) -> int:
             "the batches would change nothing and say nothing",
             hint="Work as a role with BYPASSRLS (-- runbook: role=…), or take FORCE off in a file before.",
         )
-    return int(oid)
 
 
 def _resume(work: Work, script: Script) -> dict[str, t.Any]:
