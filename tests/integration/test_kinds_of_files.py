@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import signal
-import time
 
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _batch
@@ -170,8 +170,8 @@ BATCH = (
 )
 
 
-def batch(size=10, target="500ms", text=BATCH):
-    return migration(text.format(size=size, target=target), "002_fill.batch.sql")
+def batch(size=10, target="500ms", text=BATCH, name="002_fill.batch.sql"):
+    return migration(text.format(size=size, target=target), name)
 
 
 def test_batches_change_each_row_once(new_database, apply, ask):
@@ -195,6 +195,23 @@ def test_batch_that_fails_keeps_the_ones_before_and_resumes_after_them(new_datab
         session.execute("ALTER TABLE t DROP CONSTRAINT c")
     apply(database, [TABLE, batch(size=10, target="1ms")], run_id="run-2")
     assert ask(database, "SELECT array_agg(DISTINCT v) FROM t") == [1]
+
+
+def test_care_is_taken_of_what_the_batches_write_to(new_database, apply):
+    """Not of what they walk along."""
+    database = new_database()
+    before = [
+        TABLE,
+        migration(
+            "CREATE TABLE copies (id int);"
+            "CREATE MATERIALIZED VIEW of_copies AS SELECT FROM copies; CREATE MATERIALIZED VIEW of_t AS SELECT FROM t;",
+            "002_copies.sql",
+        ),
+    ]
+    apply(database, before)
+    text = BATCH.replace("UPDATE t SET v = v + 1", "INSERT INTO copies SELECT id FROM t")
+    done = apply(database, [*before, batch(text=text, name="003_copy.batch.sql")])
+    assert (done.analyzed, done.refreshed) == (["public.copies"], ["public.of_copies"])
 
 
 @pytest.mark.parametrize("kind", ["uuid", "text", "timestamp"])
@@ -260,15 +277,55 @@ def test_size_follows_the_target():
     assert _batch.resize(1, 9.0, 0.5) == 1
 
 
+#: What the statement of HELD does with row 500, until somebody lets it go.
+HOLD = migration(
+    TABLE.text + "CREATE TABLE go (); GRANT INSERT ON go TO PUBLIC;"
+    "CREATE FUNCTION hold(id int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN"
+    " WHILE id = 500 AND NOT EXISTS (SELECT FROM go) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN 1; END $$;"
+)
+HELD = BATCH.replace("v + 1", "v + hold(id)")
+
+
+def test_progress_of_batches_says_rows_rate_and_time_left(new_database, connect, apply):
+    """Nobody has ever analysed the table."""
+    database, said = new_database(), []
+    expected = re.compile(
+        r"002_fill\.batch\.sql \(2 of 2\): batch \d+, \d+ s, [1-9]\d+ rows changed, [1-9][\d,]* a second, "
+        r"about [1-9][\d,]* s left"
+    )
+
+    def say(line):
+        said.append(line)
+        if expected.fullmatch(line):
+            with connect(database) as session:
+                session.execute("INSERT INTO go DEFAULT VALUES")
+
+    pace = {"lock_timeout": 0.1, "progress_interval": 0.05, "statement_timeout": 60}
+    assert apply(database, [HOLD, batch(text=HELD)], say=say, **pace).applied[1].rows == 1000, said
+
+
+def test_time_left_is_told_by_the_pace_of_this_run_and_while_the_estimate_holds():
+    half = {"rows": 90, "keys": 100, "total": 200}
+    none = {"rows": 0, "keys": 0, "total": 200}
+    assert _batch.told(half, none, 10) == "90 rows changed, 9 a second, about 10 s left"
+    assert _batch.told({**half, "keys": 120}, half, 10) == "90 rows changed, 0 a second, about 40 s left"
+    assert _batch.told(half, half, 10) == "90 rows changed, 0 a second"
+    assert _batch.told({**half, "keys": 201}, none, 10) == "90 rows changed, 9 a second"
+
+
 def test_batches_wait_for_old_transactions(new_database, connect, roles, apply, ask):
     database = new_database()
     apply(database, [TABLE])
     said = []
     with connect(database, user=roles.app) as old:
+        old.execute("SET application_name = 'report'")
         old.execute("BEGIN; SELECT 1")
-        time.sleep(0.3)
-        run = Background(lambda: apply(database, [TABLE, batch()], say=said.append, batch_max_transaction=0.2))
-        wait_until(lambda: any("batches wait: a transaction is" in line for line in said))
+        pace = {"batch_max_transaction": 0, "progress_interval": 0.1}
+        run = Background(lambda: apply(database, [TABLE, batch()], say=said.append, **pace))
+        who = rf"pid {old.info.backend_pid} \({roles.app}, report, idle in transaction, \d+ s\): BEGIN; SELECT 1"
+        told = re.compile(rf"002_fill\.batch\.sql \(1 of 1\): batches wait for a transaction: {who}")
+        # again and again, for as long as it lasts
+        wait_until(lambda: len(list(filter(told.fullmatch, said))) >= 3 or not run.is_alive())
         assert ask(database, "SELECT count(*) FROM t WHERE v = 0") > 0
         old.execute("COMMIT")
         assert run.value().applied[0].rows == 1000

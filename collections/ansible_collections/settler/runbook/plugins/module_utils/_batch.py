@@ -10,6 +10,7 @@ batches the run makes room for standbys that lag and for transactions that hold 
 
 from __future__ import annotations
 
+import math
 import time
 import typing as t
 
@@ -17,8 +18,21 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import text_checksum
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._run import RETRYABLE, Applied, one_of
-from ansible_collections.settler.runbook.plugins.module_utils._steps import DONE, FAILED, RUNNING, begin, finish
+from ansible_collections.settler.runbook.plugins.module_utils._run import (
+    RETRYABLE,
+    Applied,
+    describe_session,
+    one_of,
+    rows_of,
+)
+from ansible_collections.settler.runbook.plugins.module_utils._steps import (
+    DONE,
+    FAILED,
+    RUNNING,
+    begin,
+    finish,
+    touched_by,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._work import (
     StatementError,
     Work,
@@ -33,7 +47,7 @@ _SMALLEST, _LARGEST = 1, 1_000_000
 _THROTTLE_SECONDS = 1.0
 
 _KEY = """
-SELECT c.oid::bigint, format_type(a.atttypid, a.atttypmod), a.attnotnull, greatest(c.reltuples, 0)::bigint,
+SELECT format_type(a.atttypid, a.atttypmod), a.attnotnull,
     c.relforcerowsecurity OR (c.relrowsecurity AND NOT pg_has_role(current_user, c.relowner, 'MEMBER')),
     (SELECT rolsuper OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user),
     EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid)
@@ -42,12 +56,21 @@ LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = %s AND
 WHERE c.oid = to_regclass(%s)::oid
 """
 
-#: Seconds that the slowest standby lags behind, and the age of the oldest transaction of another session.
-_PRESSURE = """
-SELECT coalesce((SELECT max(extract(epoch FROM replay_lag)) FROM pg_catalog.pg_stat_replication), 0)::float,
-    coalesce((SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_catalog.pg_stat_activity
-              WHERE datname = current_database() AND backend_type = 'client backend'
-                AND pid <> pg_backend_pid() AND application_name !~ '^runbook:'), 0)::float
+#: The standby that lags most, if it lags too far.
+_LAGGING = """
+SELECT pid, application_name, coalesce(host(client_addr), 'local') AS address,
+       extract(epoch FROM replay_lag)::int AS seconds
+FROM pg_catalog.pg_stat_replication WHERE replay_lag > make_interval(secs => %s) ORDER BY replay_lag DESC LIMIT 1
+"""
+
+#: The oldest transaction of a session that is none of the run's, if it is too old.
+_OLDEST = """
+SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds,
+       left(query, 120) AS query
+FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+  AND application_name !~ '^runbook:' AND xact_start < clock_timestamp() - make_interval(secs => %s)
+ORDER BY xact_start LIMIT 1
 """
 
 
@@ -60,23 +83,18 @@ def apply(work: Work, script: Script) -> Applied:
     started = time.monotonic()
     work.outcome.blockers = []
     work.settle(script)
-    oid, total = _check(work, script)
+    _check(work, script)
     lsn = begin(work, script)
     progress = _resume(work, script)
     size = int(progress.get("size", script.file.directives.batch_size))
-    began, rows_before = time.monotonic(), progress["rows"]
+    before, began = dict(progress), time.monotonic()
 
-    def told() -> str:
-        seconds = max(time.monotonic() - began, 0.001)
-        rate = (progress["rows"] - rows_before) / seconds
-        left = max(total - progress["keys"], 0)
-        keys_a_second = max(progress["keys"] / seconds, 0.001)
-        return f"{progress['rows']:,} rows changed, {rate:,.0f} a second, about {left / keys_a_second:,.0f} s left"
+    def tell() -> str:
+        return told(progress, before, time.monotonic() - began)
 
     attempts = 1
     while progress["end"] is not None:
-        work.watch.counting(told)
-        seconds, tries = _batch(work, script, progress, size)
+        seconds, tries = _batch(work, script, progress, size, tell)
         attempts = max(attempts, tries)
         if progress["finished"]:
             break
@@ -85,7 +103,7 @@ def apply(work: Work, script: Script) -> Applied:
         _make_room(work)
     _note(work, script, DONE, progress)
     applied = finish(work, script, lsn, started, attempts, rows=progress["rows"])
-    work.touched.add(oid)
+    work.touched.update(touched_by(work, script))
     return applied
 
 
@@ -95,8 +113,24 @@ def resize(size: int, seconds: float, target: float) -> int:
     return int(min(max(wanted, size / 2, _SMALLEST), size * 2, _LARGEST))
 
 
-def _check(work: Work, script: Script) -> tuple[int, int]:
-    """Return the table's OID and estimated rows.
+def told(progress: t.Mapping[str, t.Any], before: t.Mapping[str, t.Any], seconds: float) -> str:
+    """Say how many rows are changed, how fast, and how long the rest takes, as long as the estimate of it holds.
+
+    Args:
+        progress: C(rows) that were changed, C(keys) that were walked, C(total) of keys that there seem to be.
+        before: the same, as earlier runs have left it.
+        seconds: since then.
+    """
+    seconds = max(seconds, 0.001)
+    keys, left = progress["keys"] - before["keys"], progress.get("total", 0) - progress["keys"]
+    parts = [f"{progress['rows']:,} rows changed", f"{(progress['rows'] - before['rows']) / seconds:,.0f} a second"]
+    if keys > 0 and left > 0:
+        parts.append(f"about {left / keys * seconds:,.0f} s left")
+    return ", ".join(parts)
+
+
+def _check(work: Work, script: Script) -> None:
+    """Refuse a table that batches cannot walk.
 
     Raises:
         RunbookError: no such table or key, a key that may be null or has no index, rows that the role cannot see.
@@ -106,7 +140,7 @@ def _check(work: Work, script: Script) -> tuple[int, int]:
     where = f"{script.file.path}:1"
     if row is None:
         raise RunbookError(f"{where}: there is no table {wanted.batch_table}", hint="Name it with its schema.")
-    oid, kind, not_null, estimate, hidden, bypasses, indexed = row
+    kind, not_null, hidden, bypasses, indexed = row
     if kind is None:
         raise RunbookError(f"{where}: {wanted.batch_table} has no column {wanted.batch_key}")
     if not not_null or not indexed:
@@ -120,11 +154,10 @@ def _check(work: Work, script: Script) -> tuple[int, int]:
             "the batches would change nothing and say nothing",
             hint="Work as a role with BYPASSRLS (-- runbook: role=…), or take FORCE off in a file before.",
         )
-    return oid, estimate
 
 
 def _resume(work: Work, script: Script) -> dict[str, t.Any]:
-    """Return how far earlier runs came; a first run looks up where the keys end now."""
+    """Return how far earlier runs came; a first run looks up where the keys end now, and about how many there are."""
     entry = work.ledger.journal(script.file.file).get(1)
     statement = script.statements[0]
     if entry and entry["detail"].get("end") is not None:
@@ -143,7 +176,12 @@ def _resume(work: Work, script: Script) -> dict[str, t.Any]:
         sql.SQL("SELECT {key}::text AS last FROM {table} ORDER BY {key} DESC LIMIT 1").format(key=key, table=table)
     ).fetchone()
     end = row[0] if row else None
-    progress = {"last": None, "end": end, "rows": 0, "keys": 0, "batches": 0, "finished": end is None}
+    # of a table without statistics, and of its partitions, the planner judges by their size
+    explained = work.connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {}").format(table)).fetchone()
+    total = int(explained[0][0]["Plan"]["Plan Rows"]) if explained else 0
+    progress = {
+        "last": None, "end": end, "rows": 0, "keys": 0, "batches": 0, "total": total, "finished": end is None
+    }  # fmt: skip
     _note(work, script, RUNNING, progress)
     return progress
 
@@ -160,8 +198,13 @@ def _names(work: Work, script: Script) -> tuple[sql.Composable, sql.Composable]:
     return sql.Identifier(*row), sql.Identifier(wanted.batch_key)
 
 
-def _batch(work: Work, script: Script, progress: dict[str, t.Any], size: int) -> tuple[float, int]:
-    """Do one batch and note it in the same transaction; returns its seconds and the attempts."""
+def _batch(
+    work: Work, script: Script, progress: dict[str, t.Any], size: int, tell: t.Callable[[], str]
+) -> tuple[float, int]:
+    """Do one batch and note it in the same transaction; returns its seconds and the attempts.
+
+    C(tell) says how far the file is while the batch runs.
+    """
     work.settle(script)
     table, key = _names(work, script)
     kind = one_of(
@@ -194,6 +237,7 @@ def _batch(work: Work, script: Script, progress: dict[str, t.Any], size: int) ->
         work.settle(script)
         try:
             with work.watch.statement(statement, 1, 1, f"batch {progress['batches'] + 1}"):
+                work.watch.counting(tell)
                 work.connection.execute("BEGIN")
                 low, high, keys = work.connection.execute(bounds).fetchone() or (None, None, 0)
                 changed = 0
@@ -257,17 +301,21 @@ def _note(work: Work, script: Script, state: str, detail: t.Mapping[str, t.Any],
 def _make_room(work: Work) -> None:
     """Wait while a standby lags too far, or while an old transaction keeps dead rows from being removed."""
     reset(work.connection)  # as the login: it may see the sessions of more roles than the owner
-    said = False
-    while True:
-        lag, oldest = work.connection.execute(_PRESSURE).fetchone() or (0.0, 0.0)
-        if lag <= work.options.batch_max_lag and oldest <= work.options.batch_max_transaction:
-            return
-        if not said:
-            why = (
-                f"a standby lags {lag:.0f} s"
-                if lag > work.options.batch_max_lag
-                else f"a transaction is {oldest:.0f} s old"
-            )
-            work.watch.note(f"batches wait: {why}")
-            said = True
+    said_at = -math.inf
+    while who := _in_need_of_room(work):
+        if time.monotonic() - said_at >= work.options.progress_interval:
+            said_at = time.monotonic()
+            work.watch.note(f"batches wait for {who}")
         time.sleep(_THROTTLE_SECONDS)
+
+
+def _in_need_of_room(work: Work) -> str:
+    """Return for whom batches have to wait; an empty string if for nobody."""
+    for row in rows_of(work.connection, _LAGGING, [work.options.batch_max_lag]):
+        return (
+            f"standby {row['application_name']} ({row['address']}, pid {row['pid']}), "
+            f"which is {row['seconds']} s behind"
+        )
+    for row in rows_of(work.connection, _OLDEST, [work.options.batch_max_transaction]):
+        return f"a transaction: {describe_session(row)}"
+    return ""

@@ -14,6 +14,7 @@ import time
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import set_role
+from ansible_collections.settler.runbook.plugins.module_utils._effects import ACCESS_SHARE, ROW_SHARE
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import text_checksum
 from ansible_collections.settler.runbook.plugins.module_utils._probes import (
@@ -118,7 +119,7 @@ def apply(work: Work, script: Script) -> Applied:
         attempts = max(attempts, _run(work, script, number, entry))
     _refuse_invalid(work, script)
     applied = finish(work, script, lsn, started, attempts)
-    work.touched.update(_tables_of(work, script))
+    work.touched.update(touched_by(work, script))
     return applied
 
 
@@ -350,9 +351,11 @@ def _refuse_invalid(work: Work, script: Script) -> None:
             )
 
 
-def _tables_of(work: Work, script: Script) -> list[int]:
-    """Return the OIDs of the relations that the statements name, for the care after the run."""
-    names = sorted({effect.relation for one in script.statements for effect in one.effects if effect.relation})
+def touched_by(work: Work, script: Script) -> list[int]:
+    """Return the OIDs of the relations that the statements name and do not only read, for the care after the run."""
+    reading = (ACCESS_SHARE, ROW_SHARE)
+    effects = [effect for one in script.statements for effect in one.effects if effect.lock not in reading]
+    names = sorted({effect.relation for effect in effects})
     work.settle(script)
     query = "SELECT to_regclass(name)::oid::bigint FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL"
     return [row[0] for row in work.connection.execute(query, [names])]
