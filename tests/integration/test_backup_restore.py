@@ -418,6 +418,7 @@ def test_setting_that_the_migrator_may_not_give_is_not_lost_in_silence(database,
     except RunbookError as error:
         told = error.message
         assert state_of(params, database) == before
+        assert f"{database}_restore_x1" not in databases(server)
     assert "app.default_tier" in told
     assert "free" not in told
 
@@ -433,6 +434,7 @@ def test_value_that_a_server_does_not_take_is_not_told(database, back_up, restor
     assert "a-secret" not in error.message + error.hint
     assert error.__cause__ is None
     assert state_of(params, database) == before
+    assert f"{database}_restore_x1" not in databases(server)
 
 
 def test_database_with_default_rights_has_them_again(database, back_up, restore, server, params):
@@ -602,12 +604,13 @@ def test_restore_that_is_killed_just_before_the_swap_can_be_repeated(database, b
     ],
 )  # fmt: skip
 def test_restore_that_does_not_match_its_manifest_never_takes_the_place(
-    cluster, database, back_up, restore, params, connect, tmp_path, text, told
+    cluster, database, back_up, restore, params, server, tmp_path, text, told
 ):
     back_up(database)
     before = state_of(params, database)
     programs = fake_program(tmp_path / "bin", cluster.state.bin, "pg_restore", text)
     assert told in refused(restore, database, client_bin=programs).message
+    assert f"{database}_restore_x1" not in databases(server)
     assert state_of(params, database) == before
     assert restore(database)["rows"] == sum(COUNTS.values())
 

@@ -53,11 +53,13 @@ from ansible_collections.settler.runbook.plugins.module_utils._swap import (
     Names,
     alone,
     drop_marked,
+    dropped_on_failure,
     exists,
     let_in,
     mend,
     names_for,
     only_one,
+    shut_on_failure,
     swap,
 )
 
@@ -379,19 +381,16 @@ def roll_back(
             assert way.source is not None
             wanted, incoming = way.manifest["properties"], names.restored
             restore_beside(params, connection, way.source, options, way.manifest, incoming, RESTORING)
-        apply_properties(connection, incoming, wanted)
-        restored_s = round(time.monotonic() - started, 2)
-        say(f"proven beside {database} after {restored_s} s; now the swap")
-        began = time.monotonic()
-        there = exists(connection, database)
-        names = replace(names, restored=incoming)
-        try:
+        kept_shut = shut_on_failure if way.snapshot else dropped_on_failure
+        with kept_shut(connection, incoming):
+            apply_properties(connection, incoming, wanted)
+            restored_s = round(time.monotonic() - started, 2)
+            say(f"proven beside {database} after {restored_s} s; now the swap")
+            began = time.monotonic()
+            there = exists(connection, database)
+            names = replace(names, restored=incoming)
             lost = _replace(params, options, way, connection, names, wanted["comment"], there=there)
-        except BaseException:
-            if way.snapshot and not connection.closed:
-                let_in(connection, incoming, allow=False)  # it stays what it was
-            raise
-        swap_s = round(time.monotonic() - began, 2)
+            swap_s = round(time.monotonic() - began, 2)
     verified = _settle(params, options, way, names.failed if there else "", lost)
     return {
         "failed_database": names.failed if there else "",

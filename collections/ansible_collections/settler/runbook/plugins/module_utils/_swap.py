@@ -112,7 +112,36 @@ def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str)
     """Drop what a killed run has left half made; it carries our mark, or was to get it when the run was killed."""
     marks = [name for name, _comment in marked(connection, what, database)]
     for name in [*marks, *unmarked(connection, what, database)]:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        _drop(connection, name)
+
+
+def _drop(connection: psycopg.Connection[t.Any], name: str) -> None:
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextlib.contextmanager
+def dropped_on_failure(connection: psycopg.Connection[t.Any], name: str) -> t.Iterator[None]:
+    """Drop what we made beside a database if it does not come into its place.
+
+    At once, and not by the next run: it may have taken the room that the present database needs.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(psycopg.Error):
+            _drop(connection, name)
+        raise
+
+
+@contextlib.contextmanager
+def shut_on_failure(connection: psycopg.Connection[t.Any], name: str) -> t.Iterator[None]:
+    """Let nobody into a snapshot if it does not come into the database's place: it stays what it was."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(psycopg.Error):
+            let_in(connection, name, allow=False)
+        raise
 
 
 def set_mark(connection: psycopg.Connection[t.Any], name: str, comment: str) -> None:
