@@ -586,15 +586,6 @@ def test_restore_that_is_killed_leaves_the_database_and_the_next_one_cleans_up(
     assert f"{database}_restore_dies" not in databases(server)
 
 
-def test_restore_that_is_killed_just_before_the_swap_can_be_repeated(database, back_up, restore, server, new_database):
-    back_up(database)
-    half = sql.Identifier(new_database())
-    mark = sql.Literal(f"settler.runbook: being restored for {database}, run dead")
-    server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(half, mark))
-    server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(database)))
-    assert restore(database)["failed_database"] == f"{database}_failed_x1"
-
-
 @pytest.mark.parametrize(
     ("text", "told"),
     [

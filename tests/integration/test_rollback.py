@@ -187,6 +187,20 @@ def test_copy_that_could_not_be_marked_any_more_is_dropped_by_the_next_run(call,
     assert named(server, f"{database}_") == [*([f"{database}_snapshot_r1"] if state == "present" else []), theirs]
 
 
+def test_half_made_database_of_a_long_name_is_dropped_though_the_name_was_cut(call, server, connect, new_database):
+    database = new_database()
+    long = database + "ä" * 20
+    server.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(database), sql.Identifier(long)))
+    with connect(long) as session:
+        session.execute(SCHEMA)
+    half = _swap.names_for(long, "20261123t031500-4f2a").restored
+    assert not half.startswith(long)
+    server.execute(sql.SQL("CREATE DATABASE {} OWNER settler_owner CONNECTION LIMIT 0").format(sql.Identifier(half)))
+    call("backup", long)
+    assert call("restore", long, confirm=long)["failed_database"]
+    assert half not in named(server, database)
+
+
 def test_snapshot_that_is_killed_before_its_mark_is_known_by_how_it_came_into_being(
     call, database, server, monkeypatch
 ):
@@ -548,6 +562,40 @@ def test_autovacuum_at_work_stops_no_snapshot_and_no_rollback(call, database, co
     finally:
         server.execute("ALTER SYSTEM RESET autovacuum_naptime")
         server.execute("SELECT pg_reload_conf()")
+
+
+@pytest.fixture
+def half_swapped(call, database, new_database, server):
+    """A database that has a backup, and lets nobody in because a rollback was killed just before its swap."""
+    call("backup", database)
+    half, real = sql.Identifier(new_database()), sql.Identifier(database)
+    mark = sql.Literal(f"settler.runbook: being restored for {database}, run dead")
+    server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(half, mark))
+    server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(real))
+    return database
+
+
+def lets_in(server, database):
+    return server.execute("SELECT datallowconn FROM pg_database WHERE datname = %s", [database]).fetchone()[0]
+
+
+def test_rollback_that_was_killed_just_before_its_swap_can_be_repeated(call, half_swapped, server):
+    assert call("restore", half_swapped, confirm=half_swapped)["failed_database"] == f"{half_swapped}_failed_x1"
+    assert lets_in(server, half_swapped)
+
+
+@pytest.mark.parametrize("options", [{"only_run": "r1"}, {}])
+def test_half_done_swap_is_mended_before_anything_looks_into_the_database(call, half_swapped, server, options):
+    told = call("restore", half_swapped, **options)
+    assert "committed nothing" in told["way"] if options else "rollback_confirm" in told["hint"]
+    assert lets_in(server, half_swapped)
+
+
+def test_half_done_swap_is_told_by_check_mode_and_by_all_others_who_cannot_connect(call, half_swapped, server):
+    for told in (call("restore", half_swapped, check=True), call("backup", half_swapped, run_id="r2")):
+        assert "a rollback was killed just before its swap" in told["msg"]
+        assert "playbooks/rollback.yml" in told["hint"]
+    assert not lets_in(server, half_swapped)
 
 
 def test_second_rollback_at_the_same_time_is_refused(call, database, server, monkeypatch):

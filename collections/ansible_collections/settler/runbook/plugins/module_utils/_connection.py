@@ -25,6 +25,13 @@ from ansible_collections.settler.runbook.plugins.module_utils._psycopg import pq
 #: The database that is always there: for CREATE and ALTER DATABASE, and to ask whether another one exists.
 MAINTENANCE_DB = "postgres"
 
+#: What the server says of a database that lets nobody in.
+_SHUT = "is not currently accepting connections"
+_SHUT_HINT = (
+    "A snapshot lets nobody in. Of the database itself: a rollback was killed just before its swap, and "
+    "playbooks/rollback.yml opens it again."
+)
+
 #: Folders of password files.
 _PASSFILES = ".settler-runbook-*.pgpass"
 
@@ -128,7 +135,11 @@ def connect(
         missing = f'database "{database}" does not exist' in text
         raise RunbookError(
             f"cannot connect to database {database} on {where} as {params['login_user']}: {text}",
-            hint=hint_for("3D000") if missing else "Check host, port, role, password and pg_hba.conf.",
+            hint=hint_for("3D000")
+            if missing
+            else _SHUT_HINT
+            if _SHUT in text
+            else "Check host, port, role, password and pg_hba.conf.",
             sqlstate="3D000" if missing else error.sqlstate or "08001",
         ) from error
     try:

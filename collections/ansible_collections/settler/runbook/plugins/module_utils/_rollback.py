@@ -55,6 +55,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._swap import (
     drop_marked,
     dropped_on_failure,
     exists,
+    half_swapped,
     let_in,
     mend,
     names_for,
@@ -122,6 +123,26 @@ class Way:
     since: Since | None = None
     #: Of the catalogue as it is to be afterwards, where a backup tells.
     catalogue_digest: str = ""
+
+
+def mend_swap(params: t.Mapping[str, t.Any], options: Options, *, check: bool = False) -> None:
+    """Open the database again if a killed rollback has left it closed: nothing could look into it before.
+
+    Raises:
+        RunbookError: in check mode, which opens nothing; or another rollback is at work.
+    """
+    database = params["login_db"]
+    with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:restore") as connection:
+        if not half_swapped(connection, database):
+            return
+        if check:
+            raise RunbookError(
+                f"{database} lets nobody in: a rollback was killed just before its swap, or is about to swap; nothing "
+                "is lost, and nothing was touched",
+                hint="playbooks/rollback.yml without --check opens it again, before it looks for the way back.",
+            )
+        only_one(connection, database)
+        mend(connection, database)
 
 
 def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
@@ -367,7 +388,6 @@ def roll_back(
     database = params["login_db"]
     with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:restore") as connection:
         only_one(connection, database)
-        mend(connection, database)
         weigh(params, options, way)
         allow(params, options, way)
         for line in describe(way).splitlines():

@@ -38,6 +38,13 @@ def beside(database: str, kind: str, run_id: str) -> str:
     return database.encode()[: 63 - len(tail)].decode(errors="ignore") + tail
 
 
+def is_beside(name: str, database: str, kind: str) -> bool:
+    """Tell whether M(beside) gives this name to some run's."""
+    begin = f"_{kind}_"
+    starts = (found.start() for found in re.finditer(f"(?={begin})", name))
+    return any(beside(database, kind, name[start + len(begin) :]) == name for start in starts)
+
+
 def names_for(database: str, run_id: str) -> Names:
     """Return the names of a restore."""
     return Names(database, beside(database, "restore", run_id), beside(database, "failed", run_id))
@@ -101,11 +108,10 @@ def unmarked(connection: psycopg.Connection[t.Any], what: str, database: str) ->
     It is known by a name of ours, no comment, and a connection limit of 0: so it comes into being.
     """
     found = connection.execute(
-        "SELECT datname FROM pg_catalog.pg_database WHERE starts_with(datname, %s) AND datconnlimit = 0 "
-        "AND shobj_description(oid, 'pg_database') IS NULL ORDER BY datname",
-        [f"{database}_{_KIND[what]}_"],
+        "SELECT datname FROM pg_catalog.pg_database WHERE datconnlimit = 0 "
+        "AND shobj_description(oid, 'pg_database') IS NULL ORDER BY datname"
     )
-    return [name for (name,) in found]
+    return [name for (name,) in found if is_beside(name, database, _KIND[what])]
 
 
 def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> None:
@@ -153,12 +159,17 @@ def set_mark(connection: psycopg.Connection[t.Any], name: str, comment: str) -> 
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
 
 
-def mend(connection: psycopg.Connection[t.Any], database: str) -> None:
-    """Open a database again that a run, killed just before its swap, has closed: what was to come in still stands."""
+def half_swapped(connection: psycopg.Connection[t.Any], database: str) -> bool:
+    """Tell whether a run has closed a database for its swap and not gone on: what was to come in still stands."""
     closed = connection.execute(
         "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND NOT datallowconn", [database]
     ).fetchone()
-    if closed is not None and any(marked(connection, what, database) for what in (RESTORING, SNAPSHOT)):
+    return closed is not None and any(marked(connection, what, database) for what in (RESTORING, SNAPSHOT))
+
+
+def mend(connection: psycopg.Connection[t.Any], database: str) -> None:
+    """Open a database again that a run, killed just before its swap, has closed."""
+    if half_swapped(connection, database):
         let_in(connection, database, allow=True)
 
 

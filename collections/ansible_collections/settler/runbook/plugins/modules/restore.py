@@ -217,6 +217,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._rollback import (
     Options,
     choose,
     describe,
+    mend_swap,
     roll_back,
     weigh,
 )
@@ -247,6 +248,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         allow_foreign=params["allow_foreign"],
         lost_folder=Path(params["lost_directory"]) if params["lost_directory"] else None,
     )
+    mend_swap(params, options, check=module.check_mode)
     way = choose(params, options)
     result: dict[str, t.Any] = {
         "changed": way.method != "none",
