@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -19,7 +20,17 @@ import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _lost, _manifest, _rollback, _snapshot, _swap
 from psycopg import sql
 
-from tests.support import as_migrator, call_module, defaults_of, login, run_module, start_module, wait_until
+from tests.support import (
+    MODULES,
+    as_migrator,
+    call_module,
+    defaults_of,
+    login,
+    run_module,
+    run_on_small_disk,
+    start_module,
+    wait_until,
+)
 
 SCHEMA = """
 SET ROLE settler_owner;
@@ -300,6 +311,55 @@ def test_lost_rows_are_told_and_written_into_files_first(call, database, connect
     assert content(connect, f"{database}_failed_x1") == after
 
 
+def test_lost_rows_of_tables_whose_names_read_alike_are_in_files_of_their_own(call, database, connect, tmp_path):
+    with connect(database) as session:
+        session.execute(
+            'CREATE SCHEMA "a.b" AUTHORIZATION settler_owner; CREATE SCHEMA a AUTHORIZATION settler_owner; '
+            "SET ROLE settler_owner; "
+            'CREATE TABLE "a.b".c (v text); CREATE TABLE a."b.c" (v text); INSERT INTO a."b.c" VALUES (\'was\')'
+        )
+    call("backup", database)
+    with connect(database) as session:
+        session.execute("INSERT INTO \"a.b\".c VALUES ('one'); UPDATE a.\"b.c\" SET v = 'two'; DELETE FROM jobs")
+    kept = tmp_path / "kept" / "lost" / "a%2Eb.c.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of an earlier rollback", encoding="utf-8")
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    files = {Path(one["file"]).name: Path(one["file"]).read_text(encoding="utf-8") for one in result["lost"]}
+    assert files == {"a%2Eb.c.2.csv": "v\none\n", "a.b%2Ec.csv": "v\ntwo\n"}
+    assert kept.read_text(encoding="utf-8") == "of an earlier rollback"
+
+
+def test_rows_that_cannot_be_kept_stop_the_rollback_and_leave_nothing(call, database, connect, server, tmp_path):
+    call("backup", database)
+    with connect(database) as session:
+        session.execute("INSERT INTO jobs SELECT n, 1, repeat('x', 100) FROM generate_series(1000, 40000) n")
+    after = content(connect, database)
+    small = tmp_path / "small"
+    small.mkdir()
+
+    def on_a_small_disk(name, arguments, check):
+        script = f'"{sys.executable}" "{MODULES}/{name}.py"; find "{small}" -type f >&2'
+        told, errors = run_on_small_disk(small, "1m", script, arguments)
+        assert errors == ""
+        return told
+
+    (tmp_path / "kept").write_text("no folder", encoding="utf-8")
+    options = {"confirm": database, "accept_data_loss": True}
+    for told, why in (
+        (
+            call("restore", database, **options, how=on_a_small_disk, lost_directory=str(small / "lost")),
+            "No space left",
+        ),
+        (call("restore", database, **options), "File exists"),
+    ):
+        assert "rows that would be lost cannot be written into" in told["msg"]
+        assert why in told["msg"]
+        assert "runbook_diagnostics_directory" in told["hint"]
+        assert named(server, f"{database}_") == []
+    assert content(connect, database) == after
+
+
 @pytest.mark.parametrize("way", ["dump", "snapshot"])
 def test_of_partitions_only_those_with_a_lost_row_are_told(call, database, connect, server, way):
     with connect(database) as session:
@@ -423,6 +483,19 @@ def test_minutes_are_those_of_a_drill_for_the_size_or_twice_the_dump(call, datab
 
 
 # Which backup
+
+
+def test_newer_of_a_snapshot_and_a_backup_is_taken_though_they_are_of_one_second(call, database, server, tmp_path):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot", database)
+    at = call("snapshot_info", database)["snapshots"][0]["at"]
+    made = Path(call("backup", database, run_id="b2")["path"])
+    second, _dot, fraction = at.rstrip("Z").partition(".")
+    for changed, expected in ((-1, "snapshot"), (1, "dump")):
+        time_of_backup = f"{second}.{int(fraction) + changed:06d}Z"
+        manifest = {**_manifest.read_manifest(made), "snapshot_time": time_of_backup}
+        (made / "manifest.json").write_text(_manifest.seal(manifest), encoding="utf-8")
+        assert call("restore", database, check=True)["method"] == expected
 
 
 def test_run_that_committed_nothing_has_nothing_to_take_back(call, database, server):
@@ -596,6 +669,16 @@ def test_half_done_swap_is_told_by_check_mode_and_by_all_others_who_cannot_conne
         assert "a rollback was killed just before its swap" in told["msg"]
         assert "playbooks/rollback.yml" in told["hint"]
     assert not lets_in(server, half_swapped)
+
+
+def test_run_id_that_has_taken_back_before_is_refused_before_anything_is_made(call, database, server):
+    call("backup", database)
+    assert call("restore", database, confirm=database)["failed_database"]
+    for check in (True, False):
+        told = call("restore", database, confirm=database, check=check)
+        assert f"there is {database}_failed_x1; nothing was touched" in told["msg"]
+        assert "runbook_run_id" in told["hint"]
+    assert named(server, f"{database}_") == [f"{database}_failed_x1"]
 
 
 def test_second_rollback_at_the_same_time_is_refused(call, database, server, monkeypatch):

@@ -280,6 +280,13 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
     """
     application = f"runbook:{options.run_id}:restore"
     with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
+        failed = names_for(params["login_db"], options.run_id).failed
+        if exists(connection, failed):
+            raise RunbookError(
+                f"run {options.run_id} has taken {params['login_db']} back before: there is {failed}; nothing was "
+                "touched",
+                hint="Leave runbook_run_id out, or give another one.",
+            )
         if way.manifest:
             assert way.source is not None
             _refuse_foreign_system(connection, options, way)
@@ -448,7 +455,8 @@ def _replace(
     with alone(connection, names.real, but=[present.info.backend_pid]):
         with present, session(params, options, names.restored) as other:
             schema, same = options.ledger_schema, _same(present, options, way)
-            lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
+            with _kept_in(options, names.real):
+                lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
             if lost and not options.accept_data_loss:
                 raise RunbookError(
                     f"{names.real} was written to until now; it is as it was\n{told(lost)}",
@@ -465,6 +473,23 @@ def _same(present: psycopg.Connection[t.Any], options: Options, way: Way) -> set
         return set()
     still = untouched(present, way.since, ledger_schema=options.ledger_schema)
     return {key for key, root in still.items() if key in way.same or root in way.same}
+
+
+@contextlib.contextmanager
+def _kept_in(options: Options, database: str) -> t.Iterator[None]:
+    """Say what it means that files cannot be written.
+
+    Raises:
+        RunbookError: no room, or no folder of ours.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunbookError(
+            f"rows that would be lost cannot be written into {options.lost_folder}: {error.strerror or error}; "
+            f"{database} is as it was",
+            hint="Make room there, or name another folder: -e runbook_diagnostics_directory=<folder>. Then run again.",
+        ) from error
 
 
 def _folder(options: Options) -> Path | None:
