@@ -17,7 +17,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _lost, _manifest, _rollback, _snapshot, _swap
+from ansible_collections.settler.runbook.plugins.module_utils import (
+    _lost,
+    _manifest,
+    _restore,
+    _rollback,
+    _snapshot,
+    _swap,
+)
 from psycopg import sql
 
 from tests.support import (
@@ -26,6 +33,7 @@ from tests.support import (
     call_module,
     defaults_of,
     login,
+    migration,
     run_module,
     run_on_small_disk,
     start_module,
@@ -679,6 +687,32 @@ def test_run_id_that_has_taken_back_before_is_refused_before_anything_is_made(ca
         assert f"there is {database}_failed_x1; nothing was touched" in told["msg"]
         assert "runbook_run_id" in told["hint"]
     assert named(server, f"{database}_") == [f"{database}_failed_x1"]
+
+
+@pytest.mark.parametrize("options", [{}, {"check": True}, {"confirm": "", "only_run": "r1"}])
+def test_rollback_waits_for_no_lock_for_long_and_names_who_holds_it(
+    call, apply, database, connect, server, monkeypatch, options
+):
+    apply(database, [migration("SELECT 1;", "001_step.sql")], run_id="r1")
+    call("backup", database)
+    monkeypatch.setattr(_rollback, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(_restore, "LOCK_SECONDS", 0.2)
+    table = "runbook.migrations" if "only_run" in options else "jobs"
+    with connect(database) as holder:
+        holder.execute("SET application_name = 'a report'; BEGIN")
+        holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        told = call("restore", database, **{"confirm": database, **options})
+        assert "could not be read; nothing was touched" in told["msg"]
+        assert f"pid {holder.info.backend_pid} (" in told["msg"]
+        assert "a report" in told["msg"]
+    assert named(server, f"{database}_") == []
+
+
+def test_check_mode_of_a_backup_waits_no_longer_than_the_backup(call, database, connect):
+    with connect(database) as holder:
+        holder.execute("BEGIN; LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        told = call("backup", database, check=True, lock_timeout=0.2)
+        assert f"pid {holder.info.backend_pid} (" in told["msg"]
 
 
 def test_second_rollback_at_the_same_time_is_refused(call, database, server, monkeypatch):

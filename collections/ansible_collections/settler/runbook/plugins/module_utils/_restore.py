@@ -43,6 +43,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_again as fingerprints_again
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._readers import wait_no_longer
 from ansible_collections.settler.runbook.plugins.module_utils._space import is_of_space
 from ansible_collections.settler.runbook.plugins.module_utils._swap import dropped_on_failure, mark, set_mark
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, table_of
@@ -51,6 +52,10 @@ if t.TYPE_CHECKING:
     from pathlib import Path
 
     from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
+
+
+#: Seconds that a table may be locked that is to be read.
+LOCK_SECONDS = 30
 
 
 class How(t.Protocol):
@@ -161,14 +166,17 @@ def restore_beside(
             raise
         with session(params, how, name) as restored, session(params, how, name) as other, ThreadPoolExecutor(1) as pool:
             # beside the proof, because it may have to wait for autovacuum, which has found the new tables
+            wait_no_longer(other, 0)
             analysed = pool.submit(other.execute, "ANALYZE")
             _compare(params, restored, source, how, manifest, name)
             analysed.result()
 
 
 def session(params: t.Mapping[str, t.Any], how: How, name: str) -> psycopg.Connection[t.Any]:
-    """Connect to one of the databases of a restore, as its role."""
-    return connect_as(params, how.role, dbname=name, application=f"runbook:{how.run_id}:restore")
+    """Connect to one of the databases of a restore, as its role; it waits for no table for long."""
+    connection = connect_as(params, how.role, dbname=name, application=f"runbook:{how.run_id}:restore")
+    wait_no_longer(connection, LOCK_SECONDS)
+    return connection
 
 
 def create(

@@ -42,7 +42,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._lost import (
     told,
     untouched,
 )
+from ansible_collections.settler.runbook.plugins.module_utils._readers import naming_holders, wait_no_longer
 from ansible_collections.settler.runbook.plugins.module_utils._restore import (
+    LOCK_SECONDS,
     check_target,
     read_again,
     restore_beside,
@@ -206,13 +208,21 @@ def _minutes(
     return round(2 * manifest["duration_s"] / 60, 1), "estimated as twice the dump, because no drill has measured it"
 
 
+def _present(params: t.Mapping[str, t.Any], options: Options) -> psycopg.Connection[t.Any] | None:
+    """Connect to the present database, if there is one, to read it."""
+    connection = connect_if_exists(params, application=f"runbook:{options.run_id}:restore")
+    if connection:
+        set_role(connection, options.role)
+        wait_no_longer(connection, LOCK_SECONDS)
+    return connection
+
+
 def _committed(params: t.Mapping[str, t.Any], options: Options) -> bool:
     """Tell whether a run has left anything in the ledger; a database that cannot be asked counts as changed."""
-    connection = connect_if_exists(params, application=f"runbook:{options.run_id}:restore")
+    connection = _present(params, options)
     if connection is None:
         return True
-    with connection:
-        set_role(connection, options.role)
+    with connection, naming_holders(connection, params["login_db"]):
         return any(row.run_id == options.only_run for row in Ledger(connection, options.ledger_schema).rows())
 
 
@@ -291,11 +301,10 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
             assert way.source is not None
             _refuse_foreign_system(connection, options, way)
             check_target(connection, way.source, way.manifest)
-        present = connect_if_exists(params, application=application)
+        present = _present(params, options)
         if present is None:
             return
-        with present:
-            set_role(present, options.role)
+        with present, naming_holders(connection, params["login_db"]):
             if options.only_run:  # in its own window nobody but the run could write, and the failed database keeps that
                 way.difference, way.of_run = {}, options.only_run
                 return
