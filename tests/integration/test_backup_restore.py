@@ -493,10 +493,15 @@ def test_backup_of_another_database_or_environment_is_refused(
     wrong = restoring(database, environment="staging")
     assert "environment test, not of staging" in refused(_take_back, params(database), wrong).message
     for named in ("", "b1"):  # production's data is never replaced by another environment's
-        wrong = restoring(database, environment="prod", allow_foreign=named)
-        error = refused(_take_back, params(database), wrong)
-        assert "no other environment's data ever replaces that of prod" in error.message
-        assert error.hint == ""
+        for environment in ("prod", "eu-prod", "Customer_Production"):
+            wrong = restoring(database, environment=environment, allow_foreign=named)
+            error = refused(_take_back, params(database), wrong)
+            assert f"no other environment's data ever replaces that of {environment}" in error.message
+            assert error.hint == ""
+    wrong = restoring(database, environment="blue", allow_foreign="b1", production="^blue$")
+    assert "ever replaces that of blue" in refused(_take_back, params(database), wrong).message
+    wrong = replace(wrong, production="(")
+    assert "( is no regular expression" in refused(_take_back, params(database), wrong).message
     assert databases(server) | {other} == before | {other}
 
 

@@ -397,6 +397,23 @@ def test_value_that_was_changed_since_is_seen_though_no_count_differs(call, data
     assert "public.jobs: as many rows as in the backup, with other values" in told["msg"]
 
 
+def test_table_of_which_only_some_rows_were_compared_is_named(call, database, connect):
+    with connect(database) as session:
+        session.execute(
+            "SET ROLE settler_owner; CREATE TABLE large (id int PRIMARY KEY, v int); "
+            "INSERT INTO large SELECT n, n FROM generate_series(1, 20000) n"
+        )
+    call("backup", database, fingerprint_sample_above=100_000)
+    told = call("restore", database, check=True)["way"]
+    assert "public.large: as many rows as in the backup; of one in " in told
+    assert "every other table is as it was in the backup" in told
+    with connect(database) as session:
+        session.execute("UPDATE large SET v = 0")
+    told = call("restore", database, check=True)["way"]
+    assert "public.large: as many rows as in the backup, with other values" in told
+    assert "of one in" not in told
+
+
 @pytest.mark.parametrize("way", ["dump", "snapshot"])
 @pytest.mark.parametrize(
     "late",

@@ -10,6 +10,7 @@ At each moment the real name is the database as it was found or the proven one f
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import typing as t
 from dataclasses import asdict, dataclass, field, replace
@@ -71,8 +72,8 @@ if t.TYPE_CHECKING:
 
     Say = t.Callable[[str], None]
 
-#: How environments begin whose data no other environment's may ever replace.
-_PRODUCTION = ("prod", "live")
+#: Environments whose data no other environment's may ever replace: a word of their names begins so, or is "main".
+PRODUCTION = "(?<![a-z])(prod|prd|live|main(?![a-z]))"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Options:
 
     C(source) is the folder of a backup; without it the newest whole one below C(directory) is taken. C(lost_folder) is
     where rows are written to that would be lost, C(only_run) the run that must have committed something.
+    C(production) is a regular expression for the names of environments that take no other one's data.
     """
 
     source: Path | None
@@ -98,6 +100,7 @@ class Options:
     only_run: str = ""
     allow_foreign: str = ""
     lost_folder: Path | None = None
+    production: str = PRODUCTION
 
 
 @dataclass
@@ -106,7 +109,8 @@ class Way:
 
     C(measured) says how C(minutes) are known, C(difference) is rows now minus rows then by table, C(changed) says of
     which tables values are others, C(lost) what exactly would be lost, where both databases stand beside each other
-    already. C(same) are tables and relations of which nothing would be lost, and C(since) when that was so.
+    already. C(same) are tables and relations of which nothing would be lost, and C(since) when that was so. C(sampled)
+    are tables of which the values of only each so many rows were compared.
     """
 
     method: str
@@ -121,6 +125,7 @@ class Way:
     difference: dict[str, int] | None = None
     changed: list[str] | None = None
     lost: list[Lost] | None = None
+    sampled: dict[str, int] = field(default_factory=dict)
     same: set[Key] = field(default_factory=set)
     since: Since | None = None
     #: Of the catalogue as it is to be afterwards, where a backup tells.
@@ -250,12 +255,24 @@ def _newest(params: t.Mapping[str, t.Any], options: Options) -> tuple[Path | Non
     return None, None
 
 
+def is_production(environment: str, pattern: str) -> bool:
+    """Tell whether a pattern is somewhere in the name of an environment, in capitals or not.
+
+    Raises:
+        RunbookError: it is no regular expression; then nobody knows.
+    """
+    try:
+        return re.search(pattern, environment, re.IGNORECASE) is not None
+    except re.error as error:
+        raise RunbookError(f"production: {pattern} is no regular expression: {error}; nothing was touched") from error
+
+
 def _refuse_foreign(
     params: t.Mapping[str, t.Any], options: Options, source: Path, manifest: t.Mapping[str, t.Any]
 ) -> None:
     """Refuse a backup of another database or environment that is not named, and for production in any case."""
     theirs, mine = manifest["environment"], options.environment
-    if theirs != mine and mine.lower().startswith(_PRODUCTION):
+    if theirs != mine and is_production(mine, options.production):
         raise RunbookError(
             f"{source}: a backup of environment {theirs}; no other environment's data ever replaces that of {mine}; "
             "nothing was touched"
@@ -345,6 +362,8 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
         failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
         columns = [row.object for row in failed if row.check == "data column"]
         way.changed = sorted({name.rpartition(".")[0] for name in columns} - set(way.difference))
+        known = {*way.difference, *way.changed}
+        way.sampled = {name: one.sample for name, one in before.items() if one.sample > 1 and name not in known}
 
 
 def describe(way: Way) -> str:
@@ -358,8 +377,13 @@ def describe(way: Way) -> str:
     elif way.difference is not None:
         lines += [f"  {name}: {rows:+,d} rows since the backup" for name, rows in way.difference.items()]
         lines += [f"  {name}: as many rows as in the backup, with other values" for name in way.changed or ()]
+        lines += [
+            f"  {name}: as many rows as in the backup; of one in {sample} the values were compared, "
+            "of all before the swap"
+            for name, sample in way.sampled.items()
+        ]
         if not way.difference and not way.changed:
-            lines.append("  every table is as it was in the backup")
+            lines.append(f"  every {'other ' if way.sampled else ''}table is as it was in the backup")
     return "\n".join(lines)
 
 
