@@ -117,6 +117,23 @@ def run_module(name: str, arguments: Mapping[str, Any], *, check: bool = False) 
     return {**result, "_output": output + errors}
 
 
+def run_on_small_disk(folder: Path, size: str, script: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Run a shell script that runs a module, while a folder is a disk of its own; return its result and its errors."""
+    mounted = f'mount -t tmpfs -o size={size},mode=700 none "{folder}" && {script}'
+    # a mount namespace of its own: nothing has to be unmounted, and who is not root may mount, too
+    command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", mounted]
+    done = subprocess.run(
+        command,
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": dict(arguments)}),
+        env={**os.environ, "PYTHONPATH": str(COLLECTIONS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip(), done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
 @functools.cache
 def defaults_of(name: str) -> dict[str, Any]:
     """Return the options of a module with their defaults, as Ansible would fill them in."""

@@ -418,6 +418,7 @@ def test_setting_that_the_migrator_may_not_give_is_not_lost_in_silence(database,
     except RunbookError as error:
         told = error.message
         assert state_of(params, database) == before
+        assert f"{database}_restore_x1" not in databases(server)
     assert "app.default_tier" in told
     assert "free" not in told
 
@@ -433,6 +434,7 @@ def test_value_that_a_server_does_not_take_is_not_told(database, back_up, restor
     assert "a-secret" not in error.message + error.hint
     assert error.__cause__ is None
     assert state_of(params, database) == before
+    assert f"{database}_restore_x1" not in databases(server)
 
 
 def test_database_with_default_rights_has_them_again(database, back_up, restore, server, params):
@@ -491,10 +493,15 @@ def test_backup_of_another_database_or_environment_is_refused(
     wrong = restoring(database, environment="staging")
     assert "environment test, not of staging" in refused(_take_back, params(database), wrong).message
     for named in ("", "b1"):  # production's data is never replaced by another environment's
-        wrong = restoring(database, environment="prod", allow_foreign=named)
-        error = refused(_take_back, params(database), wrong)
-        assert "no other environment's data ever replaces that of prod" in error.message
-        assert error.hint == ""
+        for environment in ("prod", "eu-prod", "Customer_Production"):
+            wrong = restoring(database, environment=environment, allow_foreign=named)
+            error = refused(_take_back, params(database), wrong)
+            assert f"no other environment's data ever replaces that of {environment}" in error.message
+            assert error.hint == ""
+    wrong = restoring(database, environment="blue", allow_foreign="b1", production="^blue$")
+    assert "ever replaces that of blue" in refused(_take_back, params(database), wrong).message
+    wrong = replace(wrong, production="(")
+    assert "( is no regular expression" in refused(_take_back, params(database), wrong).message
     assert databases(server) | {other} == before | {other}
 
 
@@ -584,15 +591,6 @@ def test_restore_that_is_killed_leaves_the_database_and_the_next_one_cleans_up(
     assert f"{database}_restore_dies" not in databases(server)
 
 
-def test_restore_that_is_killed_just_before_the_swap_can_be_repeated(database, back_up, restore, server, new_database):
-    back_up(database)
-    half = sql.Identifier(new_database())
-    mark = sql.Literal(f"settler.runbook: being restored for {database}, run dead")
-    server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(half, mark))
-    server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(database)))
-    assert restore(database)["failed_database"] == f"{database}_failed_x1"
-
-
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -602,12 +600,13 @@ def test_restore_that_is_killed_just_before_the_swap_can_be_repeated(database, b
     ],
 )  # fmt: skip
 def test_restore_that_does_not_match_its_manifest_never_takes_the_place(
-    cluster, database, back_up, restore, params, connect, tmp_path, text, told
+    cluster, database, back_up, restore, params, server, tmp_path, text, told
 ):
     back_up(database)
     before = state_of(params, database)
     programs = fake_program(tmp_path / "bin", cluster.state.bin, "pg_restore", text)
     assert told in refused(restore, database, client_bin=programs).message
+    assert f"{database}_restore_x1" not in databases(server)
     assert state_of(params, database) == before
     assert restore(database)["rows"] == sum(COUNTS.values())
 

@@ -11,15 +11,34 @@ import random
 import shutil
 import signal
 import stat
+import sys
 import time
 from pathlib import Path
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _lost, _manifest, _rollback, _snapshot, _swap
+from ansible_collections.settler.runbook.plugins.module_utils import (
+    _lost,
+    _manifest,
+    _restore,
+    _rollback,
+    _snapshot,
+    _swap,
+)
 from psycopg import sql
 
-from tests.support import as_migrator, call_module, defaults_of, login, migration, run_module, start_module, wait_until
+from tests.support import (
+    MODULES,
+    as_migrator,
+    call_module,
+    defaults_of,
+    login,
+    migration,
+    run_module,
+    run_on_small_disk,
+    start_module,
+    wait_until,
+)
 
 SCHEMA = """
 SET ROLE settler_owner;
@@ -187,6 +206,20 @@ def test_copy_that_could_not_be_marked_any_more_is_dropped_by_the_next_run(call,
     assert named(server, f"{database}_") == [*([f"{database}_snapshot_r1"] if state == "present" else []), theirs]
 
 
+def test_half_made_database_of_a_long_name_is_dropped_though_the_name_was_cut(call, server, connect, new_database):
+    database = new_database()
+    long = database + "ä" * 20
+    server.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(database), sql.Identifier(long)))
+    with connect(long) as session:
+        session.execute(SCHEMA)
+    half = _swap.names_for(long, "20261123t031500-4f2a").restored
+    assert not half.startswith(long)
+    server.execute(sql.SQL("CREATE DATABASE {} OWNER settler_owner CONNECTION LIMIT 0").format(sql.Identifier(half)))
+    call("backup", long)
+    assert call("restore", long, confirm=long)["failed_database"]
+    assert half not in named(server, database)
+
+
 def test_snapshot_that_is_killed_before_its_mark_is_known_by_how_it_came_into_being(
     call, database, server, monkeypatch
 ):
@@ -284,6 +317,55 @@ def test_lost_rows_are_told_and_written_into_files_first(call, database, connect
     assert rows["public.tenants"] == [{"id": "6", "name": "six", "more": ""}]
     assert rows["public.Odd/näme"] == [{"a": "1", "b": "one"}, {"a": "3", "b": ""}]
     assert content(connect, f"{database}_failed_x1") == after
+
+
+def test_lost_rows_of_tables_whose_names_read_alike_are_in_files_of_their_own(call, database, connect, tmp_path):
+    with connect(database) as session:
+        session.execute(
+            'CREATE SCHEMA "a.b" AUTHORIZATION settler_owner; CREATE SCHEMA a AUTHORIZATION settler_owner; '
+            "SET ROLE settler_owner; "
+            'CREATE TABLE "a.b".c (v text); CREATE TABLE a."b.c" (v text); INSERT INTO a."b.c" VALUES (\'was\')'
+        )
+    call("backup", database)
+    with connect(database) as session:
+        session.execute("INSERT INTO \"a.b\".c VALUES ('one'); UPDATE a.\"b.c\" SET v = 'two'; DELETE FROM jobs")
+    kept = tmp_path / "kept" / "lost" / "a%2Eb.c.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of an earlier rollback", encoding="utf-8")
+    result = call("restore", database, confirm=database, accept_data_loss=True)
+    files = {Path(one["file"]).name: Path(one["file"]).read_text(encoding="utf-8") for one in result["lost"]}
+    assert files == {"a%2Eb.c.2.csv": "v\none\n", "a.b%2Ec.csv": "v\ntwo\n"}
+    assert kept.read_text(encoding="utf-8") == "of an earlier rollback"
+
+
+def test_rows_that_cannot_be_kept_stop_the_rollback_and_leave_nothing(call, database, connect, server, tmp_path):
+    call("backup", database)
+    with connect(database) as session:
+        session.execute("INSERT INTO jobs SELECT n, 1, repeat('x', 100) FROM generate_series(1000, 40000) n")
+    after = content(connect, database)
+    small = tmp_path / "small"
+    small.mkdir()
+
+    def on_a_small_disk(name, arguments, check):
+        script = f'"{sys.executable}" "{MODULES}/{name}.py"; find "{small}" -type f >&2'
+        told, errors = run_on_small_disk(small, "1m", script, arguments)
+        assert errors == ""
+        return told
+
+    (tmp_path / "kept").write_text("no folder", encoding="utf-8")
+    options = {"confirm": database, "accept_data_loss": True}
+    for told, why in (
+        (
+            call("restore", database, **options, how=on_a_small_disk, lost_directory=str(small / "lost")),
+            "No space left",
+        ),
+        (call("restore", database, **options), "File exists"),
+    ):
+        assert "rows that would be lost cannot be written into" in told["msg"]
+        assert why in told["msg"]
+        assert "runbook_diagnostics_directory" in told["hint"]
+        assert named(server, f"{database}_") == []
+    assert content(connect, database) == after
 
 
 @pytest.mark.parametrize("way", ["dump", "snapshot"])
@@ -409,6 +491,23 @@ def test_rows_of_others_that_cannot_be_kept_do_not_stop_the_way_back(call, apply
     assert len(content(connect, database)["jobs"]) == 300
 
 
+def test_table_of_which_only_some_rows_were_compared_is_named(call, database, connect):
+    with connect(database) as session:
+        session.execute(
+            "SET ROLE settler_owner; CREATE TABLE large (id int PRIMARY KEY, v int); "
+            "INSERT INTO large SELECT n, n FROM generate_series(1, 20000) n"
+        )
+    call("backup", database, fingerprint_sample_above=100_000)
+    told = call("restore", database, check=True)["way"]
+    assert "public.large: as many rows as in the backup; of one in " in told
+    assert "every other table is as it was in the backup" in told
+    with connect(database) as session:
+        session.execute("UPDATE large SET v = 0")
+    told = call("restore", database, check=True)["way"]
+    assert "public.large: as many rows as in the backup, with other values" in told
+    assert "of one in" not in told
+
+
 @pytest.mark.parametrize("way", ["dump", "snapshot"])
 @pytest.mark.parametrize(
     "late",
@@ -434,7 +533,7 @@ def test_row_written_until_the_last_moment_stops_the_swap(call, database, connec
     assert "was written to until now" in told["msg"]
     after = content(connect, database)
     assert "late" in str(after)
-    assert named(server, f"{database}_failed") == []
+    assert named(server, f"{database}_") == ([f"{database}_snapshot_r1"] if way == "snapshot" else [])
     monkeypatch.undo()
     result = call("restore", database, confirm=database, accept_data_loss=True)
     assert sum(one["rows"] for one in result["lost"]) == (5 if late.startswith("ALTER") else 1)
@@ -503,6 +602,19 @@ def test_minutes_are_those_of_a_drill_for_the_size_or_twice_the_dump(call, datab
 
 
 # Which backup
+
+
+def test_newer_of_a_snapshot_and_a_backup_is_taken_though_they_are_of_one_second(call, database, server, tmp_path):
+    wait_until(lambda: not server.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [database]).fetchall())
+    call("snapshot", database)
+    at = call("snapshot_info", database)["snapshots"][0]["at"]
+    made = Path(call("backup", database, run_id="b2")["path"])
+    second, _dot, fraction = at.rstrip("Z").partition(".")
+    for changed, expected in ((-1, "snapshot"), (1, "dump")):
+        time_of_backup = f"{second}.{int(fraction) + changed:06d}Z"
+        manifest = {**_manifest.read_manifest(made), "snapshot_time": time_of_backup}
+        (made / "manifest.json").write_text(_manifest.seal(manifest), encoding="utf-8")
+        assert call("restore", database, check=True)["method"] == expected
 
 
 def test_run_that_committed_nothing_has_nothing_to_take_back(call, database, server):
@@ -642,6 +754,76 @@ def test_autovacuum_at_work_stops_no_snapshot_and_no_rollback(call, database, co
     finally:
         server.execute("ALTER SYSTEM RESET autovacuum_naptime")
         server.execute("SELECT pg_reload_conf()")
+
+
+@pytest.fixture
+def half_swapped(call, database, new_database, server):
+    """A database that has a backup, and lets nobody in because a rollback was killed just before its swap."""
+    call("backup", database)
+    half, real = sql.Identifier(new_database()), sql.Identifier(database)
+    mark = sql.Literal(f"settler.runbook: being restored for {database}, run dead")
+    server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(half, mark))
+    server.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(real))
+    return database
+
+
+def lets_in(server, database):
+    return server.execute("SELECT datallowconn FROM pg_database WHERE datname = %s", [database]).fetchone()[0]
+
+
+def test_rollback_that_was_killed_just_before_its_swap_can_be_repeated(call, half_swapped, server):
+    assert call("restore", half_swapped, confirm=half_swapped)["failed_database"] == f"{half_swapped}_failed_x1"
+    assert lets_in(server, half_swapped)
+
+
+@pytest.mark.parametrize("options", [{"only_run": "r1"}, {}])
+def test_half_done_swap_is_mended_before_anything_looks_into_the_database(call, half_swapped, server, options):
+    told = call("restore", half_swapped, **options)
+    assert "committed nothing" in told["way"] if options else "rollback_confirm" in told["hint"]
+    assert lets_in(server, half_swapped)
+
+
+def test_half_done_swap_is_told_by_check_mode_and_by_all_others_who_cannot_connect(call, half_swapped, server):
+    for told in (call("restore", half_swapped, check=True), call("backup", half_swapped, run_id="r2")):
+        assert "a rollback was killed just before its swap" in told["msg"]
+        assert "playbooks/rollback.yml" in told["hint"]
+    assert not lets_in(server, half_swapped)
+
+
+def test_run_id_that_has_taken_back_before_is_refused_before_anything_is_made(call, database, server):
+    call("backup", database)
+    assert call("restore", database, confirm=database)["failed_database"]
+    for check in (True, False):
+        told = call("restore", database, confirm=database, check=check)
+        assert f"there is {database}_failed_x1; nothing was touched" in told["msg"]
+        assert "runbook_run_id" in told["hint"]
+    assert named(server, f"{database}_") == [f"{database}_failed_x1"]
+
+
+@pytest.mark.parametrize("options", [{}, {"check": True}, {"confirm": "", "only_run": "r1"}])
+def test_rollback_waits_for_no_lock_for_long_and_names_who_holds_it(
+    call, apply, database, connect, server, monkeypatch, options
+):
+    apply(database, [migration("SELECT 1;", "001_step.sql")], run_id="r1")
+    call("backup", database)
+    monkeypatch.setattr(_rollback, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(_restore, "LOCK_SECONDS", 0.2)
+    table = "runbook.migrations" if "only_run" in options else "jobs"
+    with connect(database) as holder:
+        holder.execute("SET application_name = 'a report'; BEGIN")
+        holder.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        told = call("restore", database, **{"confirm": database, **options})
+        assert "could not be read; nothing was touched" in told["msg"]
+        assert f"pid {holder.info.backend_pid} (" in told["msg"]
+        assert "a report" in told["msg"]
+    assert named(server, f"{database}_") == []
+
+
+def test_check_mode_of_a_backup_waits_no_longer_than_the_backup(call, database, connect):
+    with connect(database) as holder:
+        holder.execute("BEGIN; LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        told = call("backup", database, check=True, lock_timeout=0.2)
+        assert f"pid {holder.info.backend_pid} (" in told["msg"]
 
 
 def test_second_rollback_at_the_same_time_is_refused(call, database, server, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils._swap import names_for
+from ansible_collections.settler.runbook.plugins.module_utils._swap import is_beside, names_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +50,21 @@ def test_no_letter_is_cut_in_half(letter):
 
 def test_the_run_is_whole_at_the_end_of_a_long_name():
     assert names_for("d" * 63, "20261123t031500-4f2a").restored.endswith("d_restore_20261123t031500_4f2a")
+
+
+@given(names, runs)
+def test_a_name_beside_a_database_is_known_again_also_where_it_was_cut(database, run_id):
+    made = names_for(database, run_id)
+    assert is_beside(made.restored, database, "restore")
+    assert is_beside(made.failed, database, "failed")
+    assert not is_beside(made.failed + "Ä", database, "failed")
+    assert not is_beside("_" + made.restored, database, "restore")
+
+
+def test_name_of_a_database_may_look_like_one_beside_it():
+    assert is_beside("a_restore_restore_b", "a_restore", "restore")
+    assert is_beside("a_restore_restore_b", "a", "restore")
+    assert not is_beside("a_restore_restore_b", "b", "restore")
 
 
 def test_signs_of_a_run_become_harmless():

@@ -62,6 +62,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._programs import (
     wait_program,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._readers import naming_holders, wait_no_longer
 from ansible_collections.settler.runbook.plugins.module_utils._retention import prune
 from ansible_collections.settler.runbook.plugins.module_utils._space import MORE_SPACE, check_space, is_of_space
 
@@ -157,7 +158,9 @@ def rehearse(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any
             set_role(connection, options.role)
             check_sight(connection)
             _check_space(params, options, compression, _size(connection))
-            rows = row_counts(connection)
+            wait_no_longer(connection, options.lock_timeout)
+            with naming_holders(connection, params["login_db"]):
+                rows = row_counts(connection)
     return {
         "path": "",
         "rows": sum(rows.values()),
@@ -187,7 +190,7 @@ def _write(params: t.Mapping[str, t.Any], options: Options, place: HalfMade) -> 
         check_sight(connection)
         programs, client_major = find_programs(connection.info.server_version // 10000, options.client_bin)
         compression, argument = compression_for(programs, client_major, options.compression)
-        _wait_no_longer(connection, options)
+        wait_no_longer(connection, options.lock_timeout)
         connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         facts = _facts(connection)
         _check_space(params, options, compression, facts["size"])
@@ -268,16 +271,11 @@ def _fingerprints(
 
     def session() -> psycopg.Connection[t.Any]:
         opened = connect_as(params, options.role, application=f"runbook:{options.run_id}:backup")
-        _wait_no_longer(opened, options)
+        wait_no_longer(opened, options.lock_timeout)
         return opened
 
     tables = describe(connection, exclude=[options.ledger_schema])
     return fingerprints(session, facts["snapshot"], tables, options.limits)
-
-
-def _wait_no_longer(connection: psycopg.Connection[t.Any], options: Options) -> None:
-    """Have a session wait for a table as long as pg_dump does: never long in the queue of others."""
-    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
 
 
 def _facts(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:

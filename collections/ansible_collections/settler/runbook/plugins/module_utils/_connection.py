@@ -27,6 +27,12 @@ MAINTENANCE_DB = "postgres"
 
 #: What the server says when it has no slot left; libpq keeps the SQLSTATE for itself.
 _NO_SLOT = ("too many clients", "too many connections", "remaining connection slots")
+#: What the server says of a database that lets nobody in.
+_SHUT = "is not currently accepting connections"
+_SHUT_HINT = (
+    "A snapshot lets nobody in. Of the database itself: a rollback was killed just before its swap, and "
+    "playbooks/rollback.yml opens it again."
+)
 
 #: Folders of password files.
 _PASSFILES = ".settler-runbook-*.pgpass"
@@ -132,7 +138,8 @@ def connect(
         known = "3D000" if missing else "53300" if any(words in text for words in _NO_SLOT) else None
         raise RunbookError(
             f"cannot connect to database {database} on {where} as {params['login_user']}: {text}",
-            hint=hint_for(known) or "Check host, port, role, password and pg_hba.conf.",
+            hint=hint_for(known)
+            or (_SHUT_HINT if _SHUT in text else "Check host, port, role, password and pg_hba.conf."),
             sqlstate=known or error.sqlstate or "08001",
         ) from error
     try:

@@ -11,12 +11,16 @@ value in a column that the other table has not.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Table, content, declared, describe
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import sync
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 if t.TYPE_CHECKING:
@@ -202,7 +206,7 @@ def lost_rows(
         row = present.execute(sql.SQL("SELECT count(*) FROM ({}) r").format(missing)).fetchone()
         assert row is not None
         if row[0]:
-            file = _write(present, missing, folder / _file_name(schema, name)) if folder else ""
+            file = _write(present, missing, folder, _file_name(schema, name)) if folder else ""
             result.append(Lost(f"{schema}.{name}", row[0], relation.keyed, file))
     return result
 
@@ -341,19 +345,35 @@ def _missing(
     )
 
 
-def _write(connection: psycopg.Connection[t.Any], query: sql.Composed, path: Path) -> str:
-    path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    with (
-        path.open("wb") as file,
-        connection.cursor().copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT csv, HEADER)").format(query)) as rows,
-    ):
-        for block in rows:
-            file.write(block)
+def _write(connection: psycopg.Connection[t.Any], query: sql.Composed, folder: Path, name: str) -> str:
+    """Write rows into a new file, and all of it to the disk; return its path."""
+    path, descriptor = _new_file(folder, name)
+    try:
+        with (
+            os.fdopen(descriptor, "wb") as file,
+            connection.cursor().copy(sql.SQL("COPY ({}) TO STDOUT (FORMAT csv, HEADER)").format(query)) as rows,
+        ):
+            for block in rows:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        sync(folder)
+    except BaseException:
+        path.unlink(missing_ok=True)  # a part of the rows is none
+        raise
     return str(path)
 
 
+def _new_file(folder: Path, name: str) -> tuple[Path, int]:
+    """Make a file for its owner only, under a name that has a number if it is taken: what was kept before stays."""
+    for number in itertools.count(1):
+        path = folder / f"{name}{f'.{number}' if number > 1 else ''}.csv"
+        with contextlib.suppress(FileExistsError):
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    raise AssertionError  # there are always more numbers
+
+
 def _file_name(schema: str, name: str) -> str:
-    """Return a file's name for a table's name, which may have any sign."""
-    text = f"{schema}.{name}".replace("%", "%25").replace("/", "%2F").replace("\0", "")
-    return f"{text.encode()[:240].decode(errors='ignore')}.csv"
+    """Return a file's name, but for its end, for a table's name, which may have any sign; a dot stands between both."""
+    text = ".".join(part.replace("%", "%25").replace("/", "%2F").replace(".", "%2E") for part in (schema, name))
+    return text.encode()[:235].decode(errors="ignore")

@@ -10,7 +10,6 @@ C(_rollback).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import re
@@ -43,15 +42,20 @@ from ansible_collections.settler.runbook.plugins.module_utils._fingerprint impor
 )
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import read_again as fingerprints_again
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs, run_program
-from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._readers import wait_no_longer
 from ansible_collections.settler.runbook.plugins.module_utils._space import is_of_space
-from ansible_collections.settler.runbook.plugins.module_utils._swap import mark, set_mark
+from ansible_collections.settler.runbook.plugins.module_utils._swap import dropped_on_failure, mark, set_mark
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare, table_of
 
 if t.TYPE_CHECKING:
     from pathlib import Path
 
     from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
+
+
+#: Seconds that a table may be locked that is to be read.
+LOCK_SECONDS = 30
 
 
 class How(t.Protocol):
@@ -146,32 +150,33 @@ def restore_beside(
     """
     settings = _tuned(connection, how)
     create(connection, name, manifest["properties"], mark(what, params["login_db"]) + how.run_id)
-    with connect(params, dbname=name, application=f"runbook:{how.run_id}:restore") as empty:
-        prepare_for_dump(empty, manifest["client_version"])
-    major = max(connection.info.server_version // 10000, manifest["client_version"])
-    try:
-        _load(params, source, how, name, major, settings)
-    except RunbookError as error:
-        # at once, and not by the next run: what is half made may have taken the room that the present database needs
-        with contextlib.suppress(psycopg.Error):
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-        if is_of_space(error):
-            raise RunbookError(
-                f"the server's disk is full; what was restored so far is dropped again\n{error.message}",
-                hint="Make room on the server for a second database of this size: both stand beside each other until "
-                "the swap. Then run again.",
-            ) from error
-        raise
-    with session(params, how, name) as restored, session(params, how, name) as other, ThreadPoolExecutor(1) as pool:
-        # beside the proof, because it may have to wait for autovacuum, which has found the new tables
-        analysed = pool.submit(other.execute, "ANALYZE")
-        _compare(params, restored, source, how, manifest, name)
-        analysed.result()
+    with dropped_on_failure(connection, name):
+        with connect(params, dbname=name, application=f"runbook:{how.run_id}:restore") as empty:
+            prepare_for_dump(empty, manifest["client_version"])
+        major = max(connection.info.server_version // 10000, manifest["client_version"])
+        try:
+            _load(params, source, how, name, major, settings)
+        except RunbookError as error:
+            if is_of_space(error):
+                raise RunbookError(
+                    f"the server's disk is full; what was restored so far is dropped again\n{error.message}",
+                    hint="Make room on the server for a second database of this size: both stand beside each other "
+                    "until the swap. Then run again.",
+                ) from error
+            raise
+        with session(params, how, name) as restored, session(params, how, name) as other, ThreadPoolExecutor(1) as pool:
+            # beside the proof, because it may have to wait for autovacuum, which has found the new tables
+            wait_no_longer(other, 0)
+            analysed = pool.submit(other.execute, "ANALYZE")
+            _compare(params, restored, source, how, manifest, name)
+            analysed.result()
 
 
 def session(params: t.Mapping[str, t.Any], how: How, name: str) -> psycopg.Connection[t.Any]:
-    """Connect to one of the databases of a restore, as its role."""
-    return connect_as(params, how.role, dbname=name, application=f"runbook:{how.run_id}:restore")
+    """Connect to one of the databases of a restore, as its role; it waits for no table for long."""
+    connection = connect_as(params, how.role, dbname=name, application=f"runbook:{how.run_id}:restore")
+    wait_no_longer(connection, LOCK_SECONDS)
+    return connection
 
 
 def create(

@@ -9,6 +9,8 @@ At each moment the real name is the database as it was found or the proven one f
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 import typing as t
 from dataclasses import asdict, dataclass, field, replace
@@ -45,7 +47,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._lost import (
     with_own_values,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+from ansible_collections.settler.runbook.plugins.module_utils._readers import naming_holders, wait_no_longer
 from ansible_collections.settler.runbook.plugins.module_utils._restore import (
+    LOCK_SECONDS,
     check_target,
     read_again,
     restore_beside,
@@ -56,19 +60,22 @@ from ansible_collections.settler.runbook.plugins.module_utils._swap import (
     Names,
     alone,
     drop_marked,
+    dropped_on_failure,
     exists,
+    half_swapped,
     let_in,
     mend,
     names_for,
     only_one,
+    shut_on_failure,
     swap,
 )
 
 if t.TYPE_CHECKING:
     Say = t.Callable[[str], None]
 
-#: How environments begin whose data no other environment's may ever replace.
-_PRODUCTION = ("prod", "live")
+#: Environments whose data no other environment's may ever replace: a word of their names begins so, or is "main".
+PRODUCTION = "(?<![a-z])(prod|prd|live|main(?![a-z]))"
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class Options:
 
     C(source) is the folder of a backup; without it the newest whole one below C(directory) is taken. C(lost_folder) is
     where rows are written to that would be lost, C(only_run) the run that must have committed something, and C(changes)
-    the tables and columns that its files say they change.
+    the tables and columns that its files say they change. C(production) is a regular expression for the names of
+    environments that take no other one's data.
     """
 
     source: Path | None
@@ -96,6 +104,7 @@ class Options:
     allow_foreign: str = ""
     lost_folder: Path | None = None
     changes: tuple[str, ...] = ()
+    production: str = PRODUCTION
 
 
 @dataclass
@@ -104,7 +113,8 @@ class Way:
 
     C(measured) says how C(minutes) are known, C(difference) is rows now minus rows then by table, C(changed) says of
     which tables values are others, C(lost) what exactly would be lost, where both databases stand beside each other
-    already. C(same) are tables and relations of which nothing would be lost, and C(since) when that was so.
+    already. C(same) are tables and relations of which nothing would be lost, and C(since) when that was so. C(sampled)
+    are tables of which the values of only each so many rows were compared.
     """
 
     method: str
@@ -119,10 +129,31 @@ class Way:
     difference: dict[str, int] | None = None
     changed: list[str] | None = None
     lost: list[Lost] | None = None
+    sampled: dict[str, int] = field(default_factory=dict)
     same: set[Key] = field(default_factory=set)
     since: Since | None = None
     #: Of the catalogue as it is to be afterwards, where a backup tells.
     catalogue_digest: str = ""
+
+
+def mend_swap(params: t.Mapping[str, t.Any], options: Options, *, check: bool = False) -> None:
+    """Open the database again if a killed rollback has left it closed: nothing could look into it before.
+
+    Raises:
+        RunbookError: in check mode, which opens nothing; or another rollback is at work.
+    """
+    database = params["login_db"]
+    with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:restore") as connection:
+        if not half_swapped(connection, database):
+            return
+        if check:
+            raise RunbookError(
+                f"{database} lets nobody in: a rollback was killed just before its swap, or is about to swap; nothing "
+                "is lost, and nothing was touched",
+                hint="playbooks/rollback.yml without --check opens it again, before it looks for the way back.",
+            )
+        only_one(connection, database)
+        mend(connection, database)
 
 
 def choose(params: t.Mapping[str, t.Any], options: Options) -> Way:
@@ -186,13 +217,21 @@ def _minutes(
     return round(2 * manifest["duration_s"] / 60, 1), "estimated as twice the dump, because no drill has measured it"
 
 
+def _present(params: t.Mapping[str, t.Any], options: Options) -> psycopg.Connection[t.Any] | None:
+    """Connect to the present database, if there is one, to read it."""
+    connection = connect_if_exists(params, application=f"runbook:{options.run_id}:restore")
+    if connection:
+        set_role(connection, options.role)
+        wait_no_longer(connection, LOCK_SECONDS)
+    return connection
+
+
 def _committed(params: t.Mapping[str, t.Any], options: Options) -> bool:
     """Tell whether a run has left anything in the ledger; a database that cannot be asked counts as changed."""
-    connection = connect_if_exists(params, application=f"runbook:{options.run_id}:restore")
+    connection = _present(params, options)
     if connection is None:
         return True
-    with connection:
-        set_role(connection, options.role)
+    with connection, naming_holders(connection, params["login_db"]):
         return any(row.run_id == options.only_run for row in Ledger(connection, options.ledger_schema).rows())
 
 
@@ -220,12 +259,24 @@ def _newest(params: t.Mapping[str, t.Any], options: Options) -> tuple[Path | Non
     return None, None
 
 
+def is_production(environment: str, pattern: str) -> bool:
+    """Tell whether a pattern is somewhere in the name of an environment, in capitals or not.
+
+    Raises:
+        RunbookError: it is no regular expression; then nobody knows.
+    """
+    try:
+        return re.search(pattern, environment, re.IGNORECASE) is not None
+    except re.error as error:
+        raise RunbookError(f"production: {pattern} is no regular expression: {error}; nothing was touched") from error
+
+
 def _refuse_foreign(
     params: t.Mapping[str, t.Any], options: Options, source: Path, manifest: t.Mapping[str, t.Any]
 ) -> None:
     """Refuse a backup of another database or environment that is not named, and for production in any case."""
     theirs, mine = manifest["environment"], options.environment
-    if theirs != mine and mine.lower().startswith(_PRODUCTION):
+    if theirs != mine and is_production(mine, options.production):
         raise RunbookError(
             f"{source}: a backup of environment {theirs}; no other environment's data ever replaces that of {mine}; "
             "nothing was touched"
@@ -260,15 +311,21 @@ def weigh(params: t.Mapping[str, t.Any], options: Options, way: Way) -> None:
     """
     application = f"runbook:{options.run_id}:restore"
     with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
+        failed = names_for(params["login_db"], options.run_id).failed
+        if exists(connection, failed):
+            raise RunbookError(
+                f"run {options.run_id} has taken {params['login_db']} back before: there is {failed}; nothing was "
+                "touched",
+                hint="Leave runbook_run_id out, or give another one.",
+            )
         if way.manifest:
             assert way.source is not None
             _refuse_foreign_system(connection, options, way)
             check_target(connection, way.source, way.manifest)
-        present = connect_if_exists(params, application=application)
+        present = _present(params, options)
         if present is None:
             return
-        with present:
-            set_role(present, options.role)
+        with present, naming_holders(connection, params["login_db"]):
             if options.only_run:  # in its window the application could not write; others are looked for at the swap
                 way.difference, way.of_run = {}, options.only_run
                 return
@@ -311,6 +368,8 @@ def _weigh_dump(params: t.Mapping[str, t.Any], options: Options, way: Way, prese
         failed = [row for row in compare_data(before, after, tables) if row.status == "failed"]
         changed = {row.object.rpartition(".")[0] for row in failed if row.check == "data column"}
         way.changed = sorted((changed | {".".join(key) for key in newer}) - set(way.difference))
+        known = {*way.difference, *way.changed}
+        way.sampled = {name: one.sample for name, one in before.items() if one.sample > 1 and name not in known}
 
 
 def describe(way: Way) -> str:
@@ -324,8 +383,13 @@ def describe(way: Way) -> str:
     elif way.difference is not None:
         lines += [f"  {name}: {rows:+,d} rows since the backup" for name, rows in way.difference.items()]
         lines += [f"  {name}: as many rows as in the backup, with other values" for name in way.changed or ()]
+        lines += [
+            f"  {name}: as many rows as in the backup; of one in {sample} the values were compared, "
+            "of all before the swap"
+            for name, sample in way.sampled.items()
+        ]
         if not way.difference and not way.changed:
-            lines.append("  every table is as it was in the backup")
+            lines.append(f"  every {'other ' if way.sampled else ''}table is as it was in the backup")
     return "\n".join(lines)
 
 
@@ -370,7 +434,6 @@ def roll_back(
     database = params["login_db"]
     with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{options.run_id}:restore") as connection:
         only_one(connection, database)
-        mend(connection, database)
         weigh(params, options, way)
         allow(params, options, way)
         for line in describe(way).splitlines():
@@ -384,19 +447,16 @@ def roll_back(
             assert way.source is not None
             wanted, incoming = way.manifest["properties"], names.restored
             restore_beside(params, connection, way.source, options, way.manifest, incoming, RESTORING)
-        apply_properties(connection, incoming, wanted)
-        restored_s = round(time.monotonic() - started, 2)
-        say(f"proven beside {database} after {restored_s} s; now the swap")
-        began = time.monotonic()
-        there = exists(connection, database)
-        names = replace(names, restored=incoming)
-        try:
+        kept_shut = shut_on_failure if way.snapshot else dropped_on_failure
+        with kept_shut(connection, incoming):
+            apply_properties(connection, incoming, wanted)
+            restored_s = round(time.monotonic() - started, 2)
+            say(f"proven beside {database} after {restored_s} s; now the swap")
+            began = time.monotonic()
+            there = exists(connection, database)
+            names = replace(names, restored=incoming)
             lost = _replace(params, options, way, connection, names, wanted["comment"], say, there=there)
-        except BaseException:
-            if way.snapshot and not connection.closed:
-                let_in(connection, incoming, allow=False)  # it stays what it was
-            raise
-        swap_s = round(time.monotonic() - began, 2)
+            swap_s = round(time.monotonic() - began, 2)
     verified = _settle(params, options, way, names.failed if there else "", lost)
     return {
         "failed_database": names.failed if there else "",
@@ -436,7 +496,8 @@ def _replace(
                 lost = _of_others(present, other, options, way, say)
             else:
                 schema, same = options.ledger_schema, _same(present, options, way)
-                lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
+                with _kept_in(options, names.real):
+                    lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
             if lost and not options.accept_data_loss and not options.only_run:
                 raise RunbookError(
                     f"{names.real} was written to until now; it is as it was\n{told(lost)}",
@@ -470,6 +531,23 @@ def _same(present: psycopg.Connection[t.Any], options: Options, way: Way) -> set
         return set()
     still = untouched(present, way.since, ledger_schema=options.ledger_schema)
     return {key for key, root in still.items() if key in way.same or root in way.same}
+
+
+@contextlib.contextmanager
+def _kept_in(options: Options, database: str) -> t.Iterator[None]:
+    """Say what it means that files cannot be written.
+
+    Raises:
+        RunbookError: no room, or no folder of ours.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunbookError(
+            f"rows that would be lost cannot be written into {options.lost_folder}: {error.strerror or error}; "
+            f"{database} is as it was",
+            hint="Make room there, or name another folder: -e runbook_diagnostics_directory=<folder>. Then run again.",
+        ) from error
 
 
 def _folder(options: Options) -> Path | None:

@@ -160,7 +160,7 @@ def take(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
         _check_alone(connection, database)
         strategy = _copy(connection, database, name, content["properties"]["owner"])
         at = connection.execute(
-            "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+            "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
         ).fetchone()
         assert at is not None
         text = json.dumps({**content, "at": at[0], "keep_hours": options.keep_hours}, ensure_ascii=False)

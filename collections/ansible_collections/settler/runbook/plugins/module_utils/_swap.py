@@ -38,6 +38,13 @@ def beside(database: str, kind: str, run_id: str) -> str:
     return database.encode()[: 63 - len(tail)].decode(errors="ignore") + tail
 
 
+def is_beside(name: str, database: str, kind: str) -> bool:
+    """Tell whether M(beside) gives this name to some run's."""
+    begin = f"_{kind}_"
+    starts = (found.start() for found in re.finditer(f"(?={begin})", name))
+    return any(beside(database, kind, name[start + len(begin) :]) == name for start in starts)
+
+
 def names_for(database: str, run_id: str) -> Names:
     """Return the names of a restore."""
     return Names(database, beside(database, "restore", run_id), beside(database, "failed", run_id))
@@ -113,18 +120,46 @@ def unmarked(connection: psycopg.Connection[t.Any], what: str, database: str) ->
     It is known by a name of ours, no comment, and a connection limit of 0: so it comes into being.
     """
     found = connection.execute(
-        "SELECT datname FROM pg_catalog.pg_database WHERE starts_with(datname, %s) AND datconnlimit = 0 "
-        "AND shobj_description(oid, 'pg_database') IS NULL ORDER BY datname",
-        [f"{database}_{_KIND[what]}_"],
+        "SELECT datname FROM pg_catalog.pg_database WHERE datconnlimit = 0 "
+        "AND shobj_description(oid, 'pg_database') IS NULL ORDER BY datname"
     )
-    return [name for (name,) in found]
+    return [name for (name,) in found if is_beside(name, database, _KIND[what])]
 
 
 def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str) -> None:
     """Drop what a killed run has left half made; it carries our mark, or was to get it when the run was killed."""
     marks = [name for name, _comment in marked(connection, what, database)]
     for name in [*marks, *unmarked(connection, what, database)]:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        _drop(connection, name)
+
+
+def _drop(connection: psycopg.Connection[t.Any], name: str) -> None:
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextlib.contextmanager
+def dropped_on_failure(connection: psycopg.Connection[t.Any], name: str) -> t.Iterator[None]:
+    """Drop what we made beside a database if it does not come into its place.
+
+    At once, and not by the next run: it may have taken the room that the present database needs.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(psycopg.Error):
+            _drop(connection, name)
+        raise
+
+
+@contextlib.contextmanager
+def shut_on_failure(connection: psycopg.Connection[t.Any], name: str) -> t.Iterator[None]:
+    """Let nobody into a snapshot if it does not come into the database's place: it stays what it was."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(psycopg.Error):
+            let_in(connection, name, allow=False)
+        raise
 
 
 def set_mark(connection: psycopg.Connection[t.Any], name: str, comment: str) -> None:
@@ -136,12 +171,17 @@ def set_mark(connection: psycopg.Connection[t.Any], name: str, comment: str) -> 
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(database))
 
 
-def mend(connection: psycopg.Connection[t.Any], database: str) -> None:
-    """Open a database again that a run, killed just before its swap, has closed: what was to come in still stands."""
+def half_swapped(connection: psycopg.Connection[t.Any], database: str) -> bool:
+    """Tell whether a run has closed a database for its swap and not gone on: what was to come in still stands."""
     closed = connection.execute(
         "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND NOT datallowconn", [database]
     ).fetchone()
-    if closed is not None and any(marked(connection, what, database) for what in (RESTORING, SNAPSHOT)):
+    return closed is not None and any(marked(connection, what, database) for what in (RESTORING, SNAPSHOT))
+
+
+def mend(connection: psycopg.Connection[t.Any], database: str) -> None:
+    """Open a database again that a run, killed just before its swap, has closed."""
+    if half_swapped(connection, database):
         let_in(connection, database, allow=True)
 
 

@@ -60,9 +60,15 @@ options:
   allow_foreign:
     description:
       - Run id of a backup of another server, database or environment that is restored all the same.
-      - Production, an O(environment) that begins with C(prod) or C(live), never takes another environment's data.
+      - Production, see O(production), never takes another environment's data.
     type: str
     default: ''
+  production:
+    description:
+      - Regular expression for the names of environments that are production, in capitals or not.
+      - Found are, anywhere in the name, words that begin with C(prod), C(prd) or C(live), and C(main).
+    type: str
+    default: (?<![a-z])(prod|prd|live|main(?![a-z]))
   confirm:
     description: Name of the database that is to be replaced.
     type: str
@@ -222,9 +228,11 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import read_manifest
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module, teller
 from ansible_collections.settler.runbook.plugins.module_utils._rollback import (
+    PRODUCTION,
     Options,
     choose,
     describe,
+    mend_swap,
     roll_back,
     weigh,
 )
@@ -254,8 +262,10 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         only_run=params["only_run"],
         changes=tuple(params["changes"]),
         allow_foreign=params["allow_foreign"],
+        production=params["production"],
         lost_folder=Path(params["lost_directory"]) if params["lost_directory"] else None,
     )
+    mend_swap(params, options, check=module.check_mode)
     way = choose(params, options)
     result: dict[str, t.Any] = {
         "changed": way.method != "none",
@@ -313,6 +323,7 @@ def main() -> None:
             "changes": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "str", "required": True},
             "allow_foreign": {"type": "str", "default": ""},
+            "production": {"type": "str", "default": PRODUCTION},
             "confirm": {"type": "str", "default": ""},
             "accept_data_loss": {"type": "bool", "default": False},
             "lost_directory": {"type": "path"},
