@@ -16,7 +16,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _lost, _manifest, _rollback, _snapshot, _swap
+from ansible_collections.settler.runbook.plugins.module_utils import (
+    _lost,
+    _manifest,
+    _restore,
+    _rollback,
+    _snapshot,
+    _swap,
+)
 from psycopg import sql
 
 from tests.support import as_migrator, call_module, defaults_of, login, run_module, start_module, wait_until
@@ -240,6 +247,73 @@ def test_settings_in_a_snapshots_mark_are_not_kept_of_a_failed_run(call, databas
     texts = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
     assert f'"settler.runbook: snapshot of {database}, run r1"' in texts["sizes.json"]
     assert [name for name, text in texts.items() if "v-hidden" in text] == []
+
+
+# Drills
+
+
+def test_two_drills_of_a_database_leave_each_others_scratch_database(call, database, server):
+    call("backup", database)
+    nightly = call("drill", database, run_id="nightly")["database"]
+    change = call("drill", database, run_id="change")["database"]
+    assert named(server, f"{database}_drill") == [change, nightly]
+    call("drill", database, run_id="nightly", state="absent")
+    assert named(server, f"{database}_drill") == [change]
+    call("drill", database, run_id="change", state="absent")
+    assert named(server, f"{database}_drill") == []
+
+
+def test_drill_that_restores_meanwhile_keeps_its_scratch_database(call, database, server, monkeypatch):
+    """The one comes while the other has made its database, marked or not yet, and is connected to none."""
+    call("backup", database)
+    seen = []
+
+    def in_between(*arguments, **options):
+        if not seen:
+            seen.append("again")
+            assert "restores" in call("drill", database, run_id="nightly")["msg"]
+            change = call("drill", database, run_id="change")["database"]
+            seen.append(change)
+        return done(*arguments, **options)
+
+    done = _restore._load
+    monkeypatch.setattr(_restore, "_load", in_between)
+    nightly = call("drill", database, run_id="nightly")["database"]
+    assert named(server, f"{database}_drill") == sorted([seen[1], nightly])
+
+
+def test_what_killed_drills_left_is_dropped_by_the_next(call, database, server, new_database):
+    call("backup", database)
+    mark = f"settler.runbook: restore drill of {database}, run "
+    comments = {
+        "half": f"{mark}half", "old": f"{mark}old; restored 2026-01-01T00:00:00+00:00", "theirs": "ours", "bare": None,
+        "young": f"{mark}young; restored 2999-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    for run, comment in comments.items():
+        name = sql.Identifier(f"{database}_drill_{run}")
+        limit = "CONNECTION LIMIT 0" if comment is None else ""
+        server.execute(sql.SQL("CREATE DATABASE {} OWNER settler_owner " + limit).format(name))
+        server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, sql.Literal(comment)))
+    call("drill", database, run_id="now", state="absent")
+    assert named(server, f"{database}_drill") == [f"{database}_drill_theirs", f"{database}_drill_young"]
+
+
+def test_drill_takes_the_newest_backup_that_it_can_restore(call, database):
+    made = Path(call("backup", database)["path"])
+    manifest = _manifest.read_manifest(made)
+    other = made.parent / "r2"
+    other.mkdir(mode=0o700)
+    later = {
+        **manifest,
+        "files": {},
+        "method": "pgbackrest",
+        "run_id": "r2",
+        "finished_at": "2999-01-01T00:00:00+00:00",
+    }
+    (other / "manifest.json").write_text(_manifest.seal(later), encoding="utf-8")
+    assert call("drill", database, check=True)["path"] == str(made)
+    shutil.rmtree(made)
+    assert "no whole backup by pg_dump" in call("drill", database, check=True)["msg"]
 
 
 # What would be lost
