@@ -73,7 +73,10 @@ def test_a_failed_change_is_taken_back_by_its_own_encrypted_backup(ready: Deploy
 
 
 def test_an_encrypted_backup_is_proven_by_a_drill_with_the_key_only(ready: Deployment, keys: Keys) -> None:
-    assert ready.play("backup.yml", backup_encryption="age", backup_recipients=[keys.public]).rc == 0
+    second = ready.folder / "second"
+    second.mkdir()
+    away = {"backup_copy_to": [str(second)]}
+    assert ready.play("backup.yml", backup_encryption="age", backup_recipients=[keys.public], **away).rc == 0
     (backup,) = backups(ready)
 
     closed = ready.play("restore_drill.yml")
@@ -81,9 +84,10 @@ def test_an_encrypted_backup_is_proven_by_a_drill_with_the_key_only(ready: Deplo
     assert "rollback_identity" in closed.output
     assert not (backup / "proven.json").exists()
 
-    run = ready.play("restore_drill.yml", rollback_identity=str(keys.private))
+    run = ready.play("restore_drill.yml", rollback_identity=str(keys.private), **away)
     assert run.rc == 0, run.output
     proof = json.loads((backup / "proven.json").read_text(encoding="utf-8"))
+    assert json.loads((second / ready.database / backup.name / "proven.json").read_text(encoding="utf-8")) == proof
     assert (proof["counts_match"], proof["fingerprints_match"], proof["verified"]) == (True, True, True)
     assert ready.query("SELECT detail ->> 'backup' FROM runbook.events ORDER BY id DESC LIMIT 1") == [(str(backup),)]
     assert ready.databases() == [ready.database]

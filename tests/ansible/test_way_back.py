@@ -170,6 +170,9 @@ def test_a_drill_proves_the_newest_backup_and_a_damaged_one_lets_no_run_begin(re
     assert ready.query(event) == [("proven", str(backup))]
 
     ready.migration("902_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\n")
+    run = ready.play("migrate.yml", migrate_require_proven_backup=True, backup_method="pgbackrest")
+    assert run.rc != 0
+    assert "which backup_method pgbackrest cannot; nothing was changed" in " ".join(run.output.split())
     run = ready.play("migrate.yml", migrate_require_proven_backup=True, runbook_client_bin=without_pg_restore(ready))
     assert run.rc != 0
     assert "the change did not start" in run.output

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-from ansible_collections.settler.runbook.plugins.module_utils._manifest import FORMAT, file_digests, seal
+from ansible_collections.settler.runbook.plugins.module_utils._manifest import (
+    FORMAT,
+    file_digests,
+    read_proof,
+    seal,
+    write_proof,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._rclone import Place
 from ansible_collections.settler.runbook.plugins.modules import backup_copy, backup_fetch
 from moto.server import ThreadedMotoServer
@@ -239,15 +245,38 @@ def test_retention_removes_what_it_made_and_nothing_else(make, target):
         assert not Path(target.root, DATABASE, "b2").exists()
 
 
-def test_the_last_proven_backup_stays_in_the_copies_too(make, tmp_path):
+def test_the_proof_of_a_drill_travels_and_the_last_proven_copy_stays_without_the_local_disk(make, target, tmp_path):
+    old = make("b1", 1)
+    copy(old, target)
+    write_proof(old, {"counts_match": True, "minutes": 2})
+    new = make("b2", 2)
+    done = copy(new, target, keep=2)
+    assert (done["changed"], done["copies"][0]["proven"]) == (True, ("b1",))
+    assert target.read(f"{DATABASE}/b1/proven.json") == (old / "proven.json").read_bytes()
+    again = copy(new, target, keep=2)
+    assert (again["changed"], again["copies"][0]["proven"]) == (False, ())
+    shutil.rmtree(tmp_path / "backups")
+    for day in (3, 4):
+        copy(make(f"b{day}", day), target, keep=1)
+    assert {name.split("/")[1] for name in target.listing()} == {"b1", "b4"}
+    fetched = Path(fetch(target, tmp_path / "other", run_id="b1")["path"])
+    assert read_proof(fetched)["minutes"] == 2
+
+
+@pytest.mark.parametrize("proof", [b"{}", b"half", b"of another"])
+def test_what_proves_nothing_keeps_no_copy_and_does_not_travel(make, tmp_path, proof):
     second = Target(str(tmp_path / "second"), None)
     Path(second.root).mkdir()
-    proven = make("b1", 1)
-    (proven / "proven.json").write_text("{}")
-    copy(proven, second)
-    for day in (2, 3):
-        copy(make(f"b{day}", day), second, keep=1)
-    assert {name.split("/")[1] for name in second.listing()} == {"b1", "b3"}
+    there, here, other = make("b1", 1), make("b2", 2), make("b3", 3)
+    write_proof(other, {"counts_match": True, "minutes": 2})
+    proof = (other / "proven.json").read_bytes() if proof == b"of another" else proof
+    copy(there, second)
+    second.write(f"{DATABASE}/b1/proven.json", proof)
+    (here / "proven.json").write_bytes(proof)
+    copy(here, second)
+    assert f"{DATABASE}/b2/proven.json" not in second.listing()
+    done = copy(make("b4", 4), second, keep=1)
+    assert sorted(Path(path).name for path in done["copies"][0]["pruned"]) == ["b1", "b2"]
 
 
 @on_s3

@@ -112,6 +112,28 @@ def test_backup_of_14_comes_back_on_the_machines_own_and_on_the_newest(other, cl
 
 
 @pytest.mark.parametrize("other", [14], indirect=True)
+def test_backup_of_14_keeps_its_collation_on_a_server_of_another_provider(other, tmp_path):
+    """What 14 does not tell is libc, which template0 elsewhere need not be."""
+    fill(other)
+    call("backup", other, tmp_path)
+    with (
+        throw_away_cluster(fsync=False, port=55102) as icu,
+        psycopg.connect(icu.conninfo("postgres"), autocommit=True) as server,
+    ):
+        for statement in (
+            "CREATE DATABASE other TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'",
+            "ALTER DATABASE template0 RENAME TO template_of_libc",
+            "ALTER DATABASE other RENAME TO template0",
+            "UPDATE pg_database SET datcollversion = NULL WHERE datname = 'template0'",  # as initdb leaves it
+        ):
+            server.execute(statement)
+        told = call("drill", icu, tmp_path)
+        assert not told.get("failed"), told
+        provider = "SELECT datlocprovider, datcollate FROM pg_database WHERE datname = %s"
+        assert server.execute(provider, [told["database"]]).fetchone() == ("c", "C")
+
+
+@pytest.mark.parametrize("other", [14], indirect=True)
 def test_server_that_crashes_in_the_middle_of_a_restore_has_its_database_afterwards(other, tmp_path):
     """A backend that is killed takes all sessions of the server along: nothing can tidy up until it is back."""
 

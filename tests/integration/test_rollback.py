@@ -275,6 +275,73 @@ def test_settings_in_a_snapshots_mark_are_not_kept_of_a_failed_run(call, databas
     assert [name for name, text in texts.items() if "v-hidden" in text] == []
 
 
+# Drills
+
+
+def test_two_drills_of_a_database_leave_each_others_scratch_database(call, database, server):
+    call("backup", database)
+    nightly = call("drill", database, run_id="nightly")["database"]
+    change = call("drill", database, run_id="change")["database"]
+    assert named(server, f"{database}_drill") == [change, nightly]
+    call("drill", database, run_id="nightly", state="absent")
+    assert named(server, f"{database}_drill") == [change]
+    call("drill", database, run_id="change", state="absent")
+    assert named(server, f"{database}_drill") == []
+
+
+def test_drill_that_restores_meanwhile_keeps_its_scratch_database(call, database, server, monkeypatch):
+    """The one comes while the other has made its database, marked or not yet, and is connected to none."""
+    call("backup", database)
+    seen = []
+
+    def in_between(*arguments, **options):
+        if not seen:
+            seen.append("again")
+            assert "restores" in call("drill", database, run_id="nightly")["msg"]
+            change = call("drill", database, run_id="change")["database"]
+            seen.append(change)
+        return done(*arguments, **options)
+
+    done = _restore._load
+    monkeypatch.setattr(_restore, "_load", in_between)
+    nightly = call("drill", database, run_id="nightly")["database"]
+    assert named(server, f"{database}_drill") == sorted([seen[1], nightly])
+
+
+def test_what_killed_drills_left_is_dropped_by_the_next(call, database, server, new_database):
+    call("backup", database)
+    mark = f"settler.runbook: restore drill of {database}, run "
+    comments = {
+        "half": f"{mark}half", "old": f"{mark}old; restored 2026-01-01T00:00:00+00:00", "theirs": "ours", "bare": None,
+        "young": f"{mark}young; restored 2999-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    for run, comment in comments.items():
+        name = sql.Identifier(f"{database}_drill_{run}")
+        limit = "CONNECTION LIMIT 0" if comment is None else ""
+        server.execute(sql.SQL("CREATE DATABASE {} OWNER settler_owner " + limit).format(name))
+        server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, sql.Literal(comment)))
+    call("drill", database, run_id="now", state="absent")
+    assert named(server, f"{database}_drill") == [f"{database}_drill_theirs", f"{database}_drill_young"]
+
+
+def test_drill_takes_the_newest_backup_that_it_can_restore(call, database):
+    made = Path(call("backup", database)["path"])
+    manifest = _manifest.read_manifest(made)
+    other = made.parent / "r2"
+    other.mkdir(mode=0o700)
+    later = {
+        **manifest,
+        "files": {},
+        "method": "pgbackrest",
+        "run_id": "r2",
+        "finished_at": "2999-01-01T00:00:00+00:00",
+    }
+    (other / "manifest.json").write_text(_manifest.seal(later), encoding="utf-8")
+    assert call("drill", database, check=True)["path"] == str(made)
+    shutil.rmtree(made)
+    assert "no whole backup by pg_dump" in call("drill", database, check=True)["msg"]
+
+
 # What would be lost
 
 
@@ -659,24 +726,40 @@ def test_pgbackrest_backup_is_only_told(call, database, server):
 # What the target lacks
 
 
-def test_server_that_lacks_a_role_is_refused_before_anything_is_made(call, database, connect, server):
-    server.execute("CREATE ROLE auditor LOGIN IN ROLE settler_app")
+@pytest.mark.every_major
+def test_server_that_lacks_a_role_is_refused_and_told_how_it_was(call, database, connect, server, cluster):
+    options = ", INHERIT FALSE, SET FALSE" if cluster.state.major >= 16 else ""
+    server.execute(
+        "CREATE ROLE auditor LOGIN PASSWORD 'of-the-auditor' NOINHERIT CONNECTION LIMIT 3 "
+        "VALID UNTIL '2030-01-01 00:00+00';"
+        "ALTER ROLE auditor SET search_path = \"$user\", 'a,b'; ALTER ROLE auditor SET statement_timeout = '5s';"
+        "ALTER ROLE auditor SET app.key = 'a-secret'; COMMENT ON ROLE auditor IS 'Reads; it''s ours';"
+        f"GRANT settler_app TO auditor WITH ADMIN OPTION{options}; GRANT settler_owner TO auditor"
+    )
+    about = """SELECT rolcanlogin, rolcreatedb, rolinherit, rolconnlimit, rolvaliduntil, rolconfig::text,
+        shobj_description(oid, 'pg_authid'), (SELECT string_agg(to_jsonb(m)::text, ';' ORDER BY m.roleid)
+        FROM (SELECT to_jsonb(m) - 'oid' - 'member' AS m, roleid FROM pg_auth_members m WHERE member = r.oid) m)
+        FROM pg_roles r WHERE rolname = 'auditor'"""
+    server.execute("SELECT set_config('TimeZone', 'UTC', false)")
     try:
         with connect(database) as session:
             session.execute("GRANT SELECT ON jobs TO auditor")
         call("backup", database)
+        server.execute("ALTER ROLE auditor RESET app.key")
+        before = server.execute(about).fetchone()
         with connect(database) as session:
             session.execute("DROP OWNED BY auditor")
     finally:
         server.execute("DROP ROLE auditor")
     told = call("restore", database, confirm=database, accept_data_loss=True)
     assert told["missing_roles"] == ["auditor"]
+    assert "secret" not in told["msg"] + told["hint"]
+    assert "of-the-auditor" not in told["msg"] + told["hint"]
     assert named(server, f"{database}_") == []
     server.execute(told["hint"].rpartition("makes them by: ")[2])
     try:
+        assert server.execute(about).fetchone() == before
         assert call("restore", database, confirm=database, accept_data_loss=True)["method"] == "dump"
-        about = "SELECT rolcanlogin, rolcreatedb, pg_has_role(oid, 'settler_app', 'MEMBER') FROM pg_roles"
-        assert server.execute(f"{about} WHERE rolname = 'auditor'").fetchone() == (True, False, True)
     finally:
         for name in named(server, database):
             connect(name).execute("DROP OWNED BY auditor")

@@ -96,6 +96,10 @@ def test_standby_is_refused_by_name_of_its_primary_and_can_be_read(
     assert result["failed"]
     assert f"127.0.0.1:{standby} is a standby: nothing can be written there" in result["msg"]
     assert f"Connect to its primary, 127.0.0.1:{cluster.state.port}" in result["hint"]
+    looked = run_module("preflight", {**as_migrator(cluster, roles, database), "login_port": standby})
+    assert looked["failed"]
+    assert f"127.0.0.1:{standby} is a standby" in looked["msg"]
+    assert f"Connect to its primary, 127.0.0.1:{cluster.state.port}" in looked["msg"]
     verified = run_module("verify", {**arguments_of_verify(cluster, roles, database), "login_port": standby})
     assert not verified.get("failed"), verified["msg"]
     assert (verified["changed"], verified["recorded"], verified["isolated_tables"]) == (False, False, 2)

@@ -44,8 +44,12 @@ SELECT r.rolname AS name, r.rolcanlogin AS login, r.rolsuper AS superuser, r.rol
     r.rolcreaterole AS createrole, r.rolinherit AS inherit, r.rolbypassrls AS bypassrls,
     r.rolreplication AS replication, r.rolconnlimit AS connection_limit, r.rolvaliduntil::text AS valid_until,
     shobj_description(r.oid, 'pg_authid') AS comment, coalesce(to_jsonb(r.rolconfig), '[]') AS settings,
-    (SELECT coalesce(jsonb_agg(g.rolname ORDER BY g.rolname), '[]') FROM pg_catalog.pg_auth_members m
-     JOIN pg_catalog.pg_roles g ON g.oid = m.roleid WHERE m.member = r.oid) AS member_of
+    (SELECT coalesce(jsonb_object_agg(m.name, m.options), '{}') FROM (
+        SELECT g.rolname AS name, array_remove(ARRAY[CASE WHEN bool_or(m.admin_option) THEN 'admin' END,
+            CASE WHEN NOT bool_or((to_jsonb(m) ->> 'inherit_option')::boolean) THEN 'noinherit' END,
+            CASE WHEN NOT bool_or((to_jsonb(m) ->> 'set_option')::boolean) THEN 'noset' END], NULL) AS options
+        FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles g ON g.oid = m.roleid
+        WHERE m.member = r.oid GROUP BY g.rolname) m) AS member_of
 FROM pg_catalog.pg_roles r WHERE r.oid IN (SELECT oid FROM wanted)
 ORDER BY 1
 """
@@ -104,20 +108,43 @@ def referenced_roles(connection: psycopg.Connection[t.Any]) -> list[dict[str, t.
 
 
 def role_statements(roles: t.Iterable[t.Mapping[str, t.Any]], wanted: t.Collection[str]) -> str:
-    """Return the SQL by which a superuser makes roles as they were, with their memberships and without passwords."""
+    """Return the SQL by which a superuser makes roles as they were, without passwords.
+
+    Left out are settings of the application's own, with a dot in their names: their values may be secrets.
+    """
     known = {role["name"]: role for role in roles}
-    statements = []
-    for name in wanted:
-        role = known.get(name, {})
-        attributes = [word for key, word in _ATTRIBUTES.items() if role.get(key)]
-        attributes += ["NOINHERIT"] if role.get("inherit") is False else []
-        text = sql.SQL(" ").join([sql.SQL("CREATE ROLE {}").format(sql.Identifier(name)), *map(sql.SQL, attributes)])
-        statements.append(text.as_string(None) + ";")
-    for name in wanted:
-        for group in known.get(name, {}).get("member_of", ()):
-            grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(name))
-            statements.append(grant.as_string(None) + ";")
-    return " ".join(statements)
+    statements = [_creation(name, known.get(name, {})) for name in wanted]
+    statements += [statement for name in wanted for statement in _additions(name, known.get(name, {}))]
+    return " ".join(f"{statement.as_string(None)};" for statement in statements)
+
+
+def _creation(name: str, role: t.Mapping[str, t.Any]) -> sql.Composable:
+    parts: list[sql.Composable] = [sql.SQL("CREATE ROLE {}").format(sql.Identifier(name))]
+    parts += [sql.SQL(word) for key, word in _ATTRIBUTES.items() if role.get(key)]
+    if role.get("inherit") is False:
+        parts.append(sql.SQL("NOINHERIT"))
+    if role.get("connection_limit", -1) >= 0:
+        parts.append(sql.SQL("CONNECTION LIMIT {}").format(sql.Literal(role["connection_limit"])))
+    if role.get("valid_until"):
+        parts.append(sql.SQL("VALID UNTIL {}").format(sql.Literal(role["valid_until"])))
+    return sql.SQL(" ").join(parts)
+
+
+def _additions(name: str, role: t.Mapping[str, t.Any]) -> t.Iterator[sql.Composable]:
+    """Yield memberships, settings and comment of a role."""
+    target = sql.SQL("ROLE {}").format(sql.Identifier(name))
+    members = role.get("member_of", ())
+    for group in members:
+        options = members[group] if isinstance(members, t.Mapping) else ()  # older backups have only names
+        told = [word for key, word in _MEMBERSHIP.items() if key in options]
+        grant = sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(name))
+        yield sql.SQL(" WITH ").join([grant, *([sql.SQL(", ").join(map(sql.SQL, told))] if told else [])])
+    for setting in role.get("settings", ()):
+        parameter, _equals, value = setting.partition("=")
+        if "." not in parameter:
+            yield _setting(target, parameter, value)
+    if role.get("comment"):
+        yield sql.SQL("COMMENT ON {} IS {}").format(target, sql.Literal(role["comment"]))
 
 
 _ATTRIBUTES: dict[str, t.LiteralString] = {
@@ -128,6 +155,7 @@ _ATTRIBUTES: dict[str, t.LiteralString] = {
     "bypassrls": "BYPASSRLS",
     "replication": "REPLICATION",
 }
+_MEMBERSHIP: dict[str, t.LiteralString] = {"admin": "ADMIN OPTION", "noinherit": "INHERIT FALSE", "noset": "SET FALSE"}
 
 
 def row_counts(connection: psycopg.Connection[t.Any], known: t.Mapping[str, int] | None = None) -> dict[str, int]:
@@ -187,8 +215,9 @@ def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mappin
             parts.append(sql.SQL("ICU_RULES {}").format(sql.Literal(wanted["icu_rules"])))
     elif wanted["locale_provider"] == "b":
         parts.append(sql.SQL("LOCALE_PROVIDER builtin BUILTIN_LOCALE {}").format(sql.Literal(wanted["locale"])))
-    elif wanted["locale_provider"] == "c" and connection.info.server_version >= 150000:
-        parts.append(sql.SQL("LOCALE_PROVIDER libc"))  # template0 may have another one
+    elif connection.info.server_version >= 150000:
+        # V(c), or what 14 does not tell; template0 may have another one
+        parts.append(sql.SQL("LOCALE_PROVIDER libc"))
     if wanted.get("tablespace") not in (None, "pg_default"):  # which takes a right that nobody needs without naming it
         parts.append(sql.SQL("TABLESPACE {}").format(sql.Identifier(wanted["tablespace"])))
     parts.append(sql.SQL("CONNECTION LIMIT 0"))
@@ -255,12 +284,11 @@ def _set(
         RunbookError: this role may not, or the server does not take it; named, because a setting must not be lost in
             silence. Its value is not told: it may be a secret.
     """
-    name = sql.Identifier(*parameter.split("."))
     superuser = connection.info.parameter_status("is_superuser") == "on"
     try:
         if role is not None and not superuser and may_become(connection, role):
             set_role(connection, role)  # without CREATEROLE a role's settings are its own to change
-        connection.execute(sql.SQL("ALTER {} SET {} = {}").format(target, name, _value(parameter, value)))
+        connection.execute(_setting(target, parameter, value))
         connection.execute("RESET ROLE")
     except psycopg.errors.InsufficientPrivilege as error:
         raise RunbookError(
@@ -281,6 +309,12 @@ def _set(
 _LISTS = frozenset(
     {"search_path", "datestyle", "session_preload_libraries", "local_preload_libraries", "temp_tablespaces"}
 )
+
+
+def _setting(target: sql.Composable, parameter: str, value: str) -> sql.Composed:
+    """Return the statement that gives a role or a database a setting as it is stored."""
+    name = sql.Identifier(*parameter.split("."))
+    return sql.SQL("ALTER {} SET {} = {}").format(target, name, _value(parameter, value))
 
 
 def _value(parameter: str, value: str) -> sql.Composable:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import time
 import typing as t
 from dataclasses import dataclass
@@ -20,11 +22,13 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 from ansible_collections.settler.runbook.plugins.module_utils._database import apply_properties
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._restore import check_target, restore_beside
-from ansible_collections.settler.runbook.plugins.module_utils._swap import DRILLING, beside, drop_marked
+from ansible_collections.settler.runbook.plugins.module_utils._swap import DRILLING, beside, mark, marked, unmarked
 
-if t.TYPE_CHECKING:
-    from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
+#: How long a scratch database is left to the drill that has restored it, and now verifies it task by task.
+_ABANDONED = dt.timedelta(hours=12)
+_SINCE = "; restored "
 
 
 @dataclass(frozen=True)
@@ -41,16 +45,17 @@ class Options:
 
 
 def newest(directory: Path, database: str, environment: str) -> Path:
-    """Return the newest whole backup of a database and environment.
+    """Return the newest whole backup of a database and environment that the runbook itself can restore.
 
     Raises:
         RunbookError: there is none.
     """
     for row in _manifest.list_backups(directory, database):
-        if not row["error"] and row["environment"] == environment:
+        restorable = row.get("method") != _manifest.PGBACKREST
+        if not row["error"] and row["environment"] == environment and restorable:
             return Path(row["path"])
     raise RunbookError(
-        f"there is no whole backup of {database} of environment {environment} in {directory}",
+        f"there is no whole backup by pg_dump of {database} of environment {environment} in {directory}",
         hint="playbooks/backup.yml makes one.",
     )
 
@@ -64,7 +69,8 @@ def restored(params: t.Mapping[str, t.Any], options: Options, *, check: bool = F
         check: only look whether it could be done.
 
     Raises:
-        RunbookError: the backup is damaged, the server cannot take it, or it is not what was backed up.
+        RunbookError: the backup is damaged, the server cannot take it, it is not what was backed up, or this very run
+            is at work in another process.
     """
     started = time.monotonic()
     manifest = _manifest.read_manifest(options.source)
@@ -74,9 +80,12 @@ def restored(params: t.Mapping[str, t.Any], options: Options, *, check: bool = F
     with connect(params, dbname=MAINTENANCE_DB, application=application) as connection:
         check_target(connection, options.source, manifest)
         if not check:
-            drop_marked(connection, DRILLING, params["login_db"])
+            _drop_left(connection, params["login_db"], options.run_id)
             restore_beside(params, connection, options.source, options, manifest, name, DRILLING)
             apply_properties(connection, name, manifest["properties"])
+            since = f"{_SINCE}{dt.datetime.now(dt.UTC).isoformat(timespec='seconds')}"
+            comment = sql.Literal(mark(DRILLING, params["login_db"]) + options.run_id + since)
+            connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), comment))
         server = connection.info.parameter_status("server_version")
     return {
         "database": "" if check else name,
@@ -91,9 +100,46 @@ def restored(params: t.Mapping[str, t.Any], options: Options, *, check: bool = F
 
 
 def dropped(params: t.Mapping[str, t.Any], run_id: str) -> None:
-    """Drop the scratch databases of a database's drills."""
+    """Drop the scratch database of this run, and those that other drills of the database have left."""
     with connect(params, dbname=MAINTENANCE_DB, application=f"runbook:{run_id}:drill") as connection:
-        drop_marked(connection, DRILLING, params["login_db"])
+        _drop_left(connection, params["login_db"], run_id)
+
+
+def _drop_left(connection: psycopg.Connection[t.Any], database: str, run_id: str) -> None:
+    """Drop this run's scratch database and all that nobody works on; this run's name is locked until the session ends.
+
+    Raises:
+        RunbookError: this very run is at work in another process.
+    """
+    own = beside(database, "drill", run_id)
+    if not _locked(connection, own):
+        raise RunbookError(
+            f"run {run_id} restores {own} at this moment; nothing was touched",
+            hint="Wait for it, or leave runbook_run_id out.",
+        )
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(own)))
+    abandoned = [name for name, comment in marked(connection, DRILLING, database) if _is_abandoned(comment)]
+    for name in [*abandoned, *unmarked(connection, DRILLING, database)]:
+        if _locked(connection, name):
+            with contextlib.suppress(psycopg.errors.ObjectInUse):  # somebody looks at it
+                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+
+
+def _locked(connection: psycopg.Connection[t.Any], name: str) -> bool:
+    """Lock a scratch database's name for this session; tell whether no drill that restores it holds it."""
+    row = connection.execute(
+        "SELECT pg_try_advisory_lock(hashtextextended('settler.runbook drill ' || %s, 0))", [name]
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def _is_abandoned(comment: str) -> bool:
+    """Tell whether a scratch database is not between two tasks of its drill, by what its comment says."""
+    at = comment.rpartition(_SINCE)[2] if _SINCE in comment else ""
+    try:
+        return dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(at) > _ABANDONED
+    except (ValueError, TypeError):  # half restored: then only a lock keeps it
+        return True
 
 
 def proven(params: t.Mapping[str, t.Any], options: Options, facts: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

@@ -82,19 +82,32 @@ def read_manifest(folder: Path) -> dict[str, t.Any]:
     """
     path = folder / NAME
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        sealed = content.pop("manifest_sha256")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RunbookError(
             f"{folder}: no backup: {NAME} is missing", hint="playbooks/status.yml lists the backups."
         ) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise RunbookError(f"{path}: damaged: {error}", hint="Use another backup.") from error
+    return manifest_in(text, str(path))
+
+
+def manifest_in(text: str | bytes, where: str) -> dict[str, t.Any]:
+    """Return the manifest that a file has, checked against its own checksum.
+
+    Raises:
+        RunbookError: it is not what was written; begins with C(where).
+    """
+    try:
+        content = json.loads(text)
+        sealed = content.pop("manifest_sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise RunbookError(f"{where}: damaged: {error}", hint="Use another backup.") from error
     if sealed != _self_digest(content):
-        raise RunbookError(f"{path}: damaged: its checksum does not fit", hint="Use another backup.")
+        raise RunbookError(f"{where}: damaged: its checksum does not fit", hint="Use another backup.")
     if content.get("format") not in READABLE:
         raise RunbookError(
-            f"{path}: format {content.get('format')}, this version reads {' and '.join(map(str, READABLE))}",
+            f"{where}: format {content.get('format')}, this version reads {' and '.join(map(str, READABLE))}",
             hint="Restore it with the version of the runbook that made it.",
         )
     return t.cast("dict[str, t.Any]", content)
@@ -167,9 +180,17 @@ def read_proof(folder: Path) -> dict[str, t.Any] | None:
 
 def _proof_of(folder: Path, manifest: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
     try:
-        content = json.loads((folder / PROOF).read_text(encoding="utf-8"))
+        return proof_in((folder / PROOF).read_bytes(), manifest)
+    except OSError:
+        return None
+
+
+def proof_in(text: bytes, manifest: t.Mapping[str, t.Any]) -> dict[str, t.Any] | None:
+    """Return the proof that a file has; None if it is damaged, of another manifest, or proves nothing."""
+    try:
+        content = json.loads(text)
         sealed = content.pop("proof_sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
     whole = sealed == _self_digest(content) and content.get("manifest_sha256") == _self_digest(manifest)
     return content if whole and content.get("counts_match") is True else None

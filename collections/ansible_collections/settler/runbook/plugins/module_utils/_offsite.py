@@ -45,12 +45,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Copy:
-    """What came of one place."""
+    """What came of one place; C(proven) are the run ids of copies that were given the proof of a drill."""
 
     place: str
     verified: str = ""
     sent: bool = False
     bytes: int = 0
+    proven: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
     error: str = ""
 
@@ -100,7 +101,11 @@ def _copy(folder: Path, manifest: t.Mapping[str, t.Any], place: Place, rule: Rul
             raise RunbookError(f"{place.at(home, run_id)}: the manifest there is not the one that was sent")
     if place.is_local:
         _flush(Path(place.at(home, run_id)))
-    return Copy(place.root, verified, sent, size, tuple(_prune(place, folder, manifest, rule)))
+    marks = [
+        mark for mark in _marks(place, home) if all(mark[key] == manifest[key] for key in _LIKE) and not mark["foreign"]
+    ]
+    proven = [mark["run_id"] for mark in marks if mark["whole"] and _prove(place, folder.parent, mark)]
+    return Copy(place.root, verified, sent, size, tuple(proven), tuple(_prune(place, home, marks, rule)))
 
 
 def _flush(folder: Path) -> None:
@@ -108,14 +113,32 @@ def _flush(folder: Path) -> None:
         _manifest.sync(path)
 
 
-def _prune(place: Place, folder: Path, manifest: t.Mapping[str, t.Any], rule: Rule) -> list[str]:
-    """Remove copies like the one just made that no rule keeps, and those that were begun and given up."""
-    home, now = folder.parent.name, dt.datetime.now(dt.UTC)
-    marks = [
-        {**mark, "proof": _is_proven(folder.parent / mark["run_id"])}
-        for mark in _marks(place, home)
-        if all(mark[key] == manifest[key] for key in _LIKE) and not mark["foreign"]
-    ]
+def _prove(place: Place, backups: Path, mark: dict[str, t.Any]) -> bool:
+    """Write into a copy's mark which proof it has; tell whether it was given a newer one, that of its backup here."""
+    home, run_id = backups.name, mark["run_id"]
+    local = backups / run_id / _manifest.PROOF
+    here = local.read_bytes() if local.is_file() else b""
+    there = place.read(home, run_id, _manifest.PROOF) if mark["proof"] else b""
+    mark["proof"] = None
+    if not (here or there):
+        return False
+    try:
+        manifest = _manifest.manifest_in(place.read(home, run_id, _manifest.NAME), place.at(home, run_id))
+    except RunbookError:  # damaged there, which no proof changes
+        return False
+    newer = _manifest.proof_in(here, manifest)
+    mark["proof"] = newer or _manifest.proof_in(there, manifest)
+    if newer is None or here == there:
+        return False
+    place.send(local.parent, [local.name], home, run_id)
+    if place.is_local:
+        _flush(Path(place.at(home, run_id)))
+    return True
+
+
+def _prune(place: Place, home: str, marks: t.Sequence[t.Mapping[str, t.Any]], rule: Rule) -> list[str]:
+    """Remove copies that no rule keeps, and those that were begun and given up; return their places."""
+    now = dt.datetime.now(dt.UTC)
     whole = [mark for mark in marks if mark["whole"]]
     gone = [*superfluous(whole, keep=rule.keep, keep_days=rule.keep_days, now=now)]
     gone += [
@@ -129,12 +152,8 @@ def _prune(place: Place, folder: Path, manifest: t.Mapping[str, t.Any], rule: Ru
     return [place.at(home, mark["run_id"]) for mark in gone]
 
 
-def _is_proven(folder: Path) -> bool:
-    return (folder / _manifest.PROOF).is_file()
-
-
 def _marks(place: Place, home: str) -> list[dict[str, t.Any]]:
-    """Return what the copies of a database say of themselves, newest first, with C(whole) and C(foreign)."""
+    """Return what the copies of a database say of themselves, newest first, with C(whole), C(proof) and C(foreign)."""
     there: dict[str, set[str]] = {}
     for path in place.listing(home):
         run_id, _slash, name = path.partition("/")
@@ -147,7 +166,11 @@ def _marks(place: Place, home: str) -> list[dict[str, t.Any]]:
             mark = json.loads(place.read(home, run_id, MARK))
             ours = {MARK, _manifest.NAME, _manifest.PROOF, *mark["files"]}
             if mark["run_id"] == run_id:
-                facts = {"whole": _manifest.NAME in names, "foreign": not names <= ours}
+                facts = {
+                    "whole": _manifest.NAME in names,
+                    "proof": _manifest.PROOF in names,
+                    "foreign": not names <= ours,
+                }
                 marks.append({**dict.fromkeys((*_LIKE, "finished_at", "copied_at"), ""), **mark, **facts})
         except (ValueError, KeyError, TypeError):  # half written, or somebody else's
             continue
@@ -205,7 +228,8 @@ def fetch(place: Place, wanted: Wanted, run_id: str) -> bool:
         with half_made(partial, lock):  # what does not become whole is tidied by the next run
             place.receive([_manifest.NAME], partial, home.name, run_id)
             manifest = _manifest.read_manifest(partial)
-            place.receive(sorted(manifest["files"]), partial, home.name, run_id)
+            beside = {_manifest.PROOF} & place.listing(home.name, run_id).keys()
+            place.receive(sorted({*manifest["files"], *beside}), partial, home.name, run_id)
             _manifest.check_files(partial, manifest)
             _flush(partial)
         partial.rename(final)

@@ -15,6 +15,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     MAINTENANCE_DB,
     connect,
     connect_if_exists,
+    prove_primary,
     set_role,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._database import blind_tables
@@ -31,7 +32,7 @@ if t.TYPE_CHECKING:
 SUPPORTED = range(14, 19)
 
 _SERVER = """
-SELECT current_setting('server_version_num')::int / 10000, current_setting('server_version'), pg_is_in_recovery(),
+SELECT current_setting('server_version_num')::int / 10000, current_setting('server_version'),
     (SELECT rolsuper OR rolcreatedb FROM pg_catalog.pg_roles WHERE rolname = current_user),
     (SELECT system_identifier::text FROM pg_catalog.pg_control_system()),
     to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDD"t"HH24MISSUS')
@@ -104,7 +105,7 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
     rows = [_exists(params["login_db"], database is not None, wanted), _libraries()]
     connection = database or connect(params, dbname=MAINTENANCE_DB, application="runbook:preflight")
     with connection:
-        major, version, standby, may_create, system, started = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
+        major, version, may_create, system, started = connection.execute(_SERVER).fetchone()  # type: ignore[misc]
         facts = {
             "server_version": version,
             "server_major": major,
@@ -113,7 +114,7 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
             # a copy of the server that was promoted has the same identifier, and was started at another moment
             "identity": f"{system}/{started}/{params['login_db']}",
         }
-        rows += _server(major, version, standby)
+        rows += _server(connection, major, version)
         rows += _extensions(connection, wanted)
         rows += _roles(connection, wanted)
         if not may_create:
@@ -151,13 +152,15 @@ def _libraries() -> Row:
     )
 
 
-def _server(major: int, version: str, standby: bool) -> list[Row]:
+def _server(connection: psycopg.Connection[t.Any], major: int, version: str) -> list[Row]:
     rows = [Row("server version", "ok", version)]
     if major not in SUPPORTED:
         span = f"{SUPPORTED.start} to {SUPPORTED.stop - 1}"
         rows = [Row("server version", "failed", version, f"PostgreSQL {span} is supported.")]
-    if standby:
-        rows.append(Row("primary", "failed", "the server is a standby", "Connect to the primary."))
+    try:
+        prove_primary(connection)
+    except RunbookError as error:
+        rows.append(Row("primary", "failed", error.message, error.hint))
     return rows
 
 

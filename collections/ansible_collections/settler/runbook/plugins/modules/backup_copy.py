@@ -14,6 +14,7 @@ version_added: 0.1.0
 description:
   - Copies the files of a backup to C(<place>/<database>/<run id>/), compares their checksums there, and only then
     copies the manifest and reads it back. What has no manifest is no copy; a run that was killed is completed.
+  - What a restore drill has written beside this or an earlier backup since it was copied is copied then.
   - Then removes copies of the same database, environment and server that the rule of retention does not keep. What
     has no mark of this module, or other files beside it, is left alone.
   - All places are tried. No secret is an argument or in the environment of C(rclone); the variables C(RCLONE_*) and
@@ -101,6 +102,11 @@ copies:
       description: Size of the copy.
       type: int
       returned: always
+    proven:
+      description: Run ids of copies that were given what a restore drill has written beside their backups since.
+      type: list
+      elements: str
+      returned: always
     pruned:
       description: Older copies that were removed.
       type: list
@@ -162,7 +168,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     sent = [copy.place for copy in copies if copy.sent]
     pruned = [path for copy in copies for path in copy.pruned]
     return {
-        "changed": bool(sent or pruned),
+        "changed": bool(sent or pruned or any(copy.proven for copy in copies)),
         "copies": rows,
         "diff": {"before": "".join(f"{path}\n" for path in pruned), "after": "".join(f"{place}\n" for place in sent)},
     }

@@ -14,7 +14,8 @@ version_added: 0.1.0
 description:
   - With O(state=present) compares every file of the backup with its manifest, restores it into a scratch database, and
     compares row counts, content and catalogue with the manifest. The scratch database stays, to be verified.
-  - With O(state=absent) drops the scratch databases that drills of the database have left; they carry a mark.
+  - With O(state=absent) drops the scratch database of O(run_id), and those that other drills of the database have left.
+    They carry a mark. Half restored ones are dropped at once, whole ones after 12 hours; one that is worked on stays.
   - With O(state=proven) writes beside the backup, and into the ledger of its database, that it is proven, and how long
     it took.
   - With O(state=present) and O(state=absent) the connection may be to another server, which needs the roles that the
@@ -26,7 +27,7 @@ options:
     choices: [present, absent, proven]
     default: present
   src:
-    description: Folder of the backup. Without it the newest whole one of O(directory) and O(environment).
+    description: Folder of the backup. Without it the newest whole one by C(pg_dump) of O(directory) and O(environment).
     type: path
   directory:
     description: Folder of all backups.
