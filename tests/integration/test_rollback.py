@@ -473,7 +473,8 @@ def test_value_in_a_column_that_the_backup_has_not_is_lost(call, database, conne
     with connect(database) as session:
         session.execute(
             "SET ROLE settler_owner; ALTER TABLE tenants ADD more text, ADD fixed int NOT NULL DEFAULT 7, "
-            "ADD word varchar(9) DEFAULT 'it''s'::varchar(9), ADD twice int GENERATED ALWAYS AS (id * 2) STORED; "
+            "ADD word varchar(9) DEFAULT 'it''s'::varchar(9), ADD twice int GENERATED ALWAYS AS (id * 2) STORED, "
+            "ADD price numeric(10,2) DEFAULT 0; "
             "ALTER TABLE jobs ADD done boolean DEFAULT false; "
             'ALTER TABLE "Odd/näme" ADD c int; UPDATE tenants SET more = NULL'
         )

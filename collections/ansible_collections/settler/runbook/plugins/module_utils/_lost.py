@@ -43,7 +43,7 @@ SELECT n.nspname, c.relname, (SELECT ARRAY[rn.nspname, r.relname]::text[] FROM p
                               WHERE r.oid = coalesce(pg_partition_root(c.oid), c.oid)),
     EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary),
     coalesce((SELECT jsonb_object_agg(a.attname, jsonb_build_array(format_type(a.atttypid, NULL), a.attgenerated <> '',
-                                                                   pg_get_expr(d.adbin, d.adrelid)))
+                  '(' || pg_get_expr(d.adbin, d.adrelid) || ')::' || format_type(a.atttypid, a.atttypmod)))
               FROM pg_catalog.pg_attribute a
               LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '{}')
@@ -57,11 +57,11 @@ ORDER BY 1, 2
 
 
 #: A default that is a constant: a row with it needs nobody to have written it.
-_CONSTANT = re.compile(r"""('([^']|'')*'|-?[0-9.]+|true|false)(::[\w ".\[\]]+(\([0-9, ]+\))?)*""")
+_CONSTANT = re.compile(r"""\(('([^']|'')*'|-?[0-9.]+|true|false)(::[\w ".\[\]]+(\([0-9, ]+\))?)*\)::[^:]+""")
 
 
 class _Column(t.NamedTuple):
-    """A column: its type, whether it is generated, and its default, as PostgreSQL writes them."""
+    """A column: its type, whether it is generated, and its default as a value of the column's own type."""
 
     kind: str
     generated: bool
@@ -140,9 +140,12 @@ def _counts(connection: psycopg.Connection[t.Any], transaction: str, ledger_sche
 
 
 def transactions_of(connection: psycopg.Connection[t.Any], run_id: str, *, ledger_schema: str) -> set[str]:
-    """Return the transactions of a run, as far as they have written into the ledger."""
+    """Return the transactions of a run, as far as they have written into the ledger.
+
+    The event of a file is written in its transaction and never again; its row may be.
+    """
     query = sql.SQL(
-        "SELECT xmin::text FROM {schema}.migrations WHERE run_id = %(run)s "
+        "SELECT xmin::text FROM {schema}.events WHERE run_id = %(run)s "
         "UNION SELECT xmin::text FROM {schema}.journal WHERE run_id = %(run)s"
     ).format(schema=sql.Identifier(ledger_schema))
     return {xmin for (xmin,) in connection.execute(query, {"run": run_id})}
