@@ -191,6 +191,9 @@ def test_batch_that_fails_keeps_the_ones_before_and_resumes_after_them(new_datab
     error = refused(apply, database, [TABLE, batch(size=10, target="1ms")])
     assert "(SQLSTATE 23514)" in error.message
     assert "rows are done and stay so; the next run goes on after key" in error.message
+    other = batch(size=10, target="1ms", text=BATCH.replace("v + 1", "v + 2"))
+    error = refused(apply, database, [TABLE, other], run_id="run-2")
+    assert "rows with this file, and its statement has been changed since" in error.message
     with connect(database, role="settler_owner") as session:
         session.execute("ALTER TABLE t DROP CONSTRAINT c")
     apply(database, [TABLE, batch(size=10, target="1ms")], run_id="run-2")
@@ -265,6 +268,8 @@ def test_killed_run_resumes_at_the_next_batch(cluster, roles, tmp_path, new_data
         ("CREATE TABLE t (i int, v int);", "public.t has no column id"),
         ("CREATE TABLE t (id int, v int);", "public.t.id may be null"),
         ("CREATE TABLE t (id int NOT NULL, v int);", "public.t.id has no index"),
+        ("CREATE TABLE t (id int NOT NULL, v int); CREATE INDEX ON t (id) WHERE v = 0;", "public.t.id has no index"),
+        ("CREATE TABLE t (id int NOT NULL, v int); CREATE INDEX ON t USING hash (id);", "public.t.id has no index"),
         ("CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;",
          "row level security hides rows of public.t"),
     ],

@@ -51,7 +51,9 @@ _KEY = """
 SELECT format_type(a.atttypid, a.atttypmod), k.typcategory IN ('N', 'D'), a.attnotnull,
     c.relforcerowsecurity OR (c.relrowsecurity AND NOT pg_has_role(current_user, c.relowner, 'MEMBER')),
     (SELECT rolsuper OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user),
-    EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid)
+    EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+            JOIN pg_catalog.pg_am m ON m.oid = x.relam WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum
+            AND i.indisvalid AND i.indpred IS NULL AND m.amname = 'btree')
 FROM pg_catalog.pg_class c
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = %s AND NOT a.attisdropped
 LEFT JOIN pg_catalog.pg_type k ON k.oid = a.atttypid
@@ -150,7 +152,7 @@ def _check(work: Work, script: Script) -> str:
     if not not_null or not indexed:
         raise RunbookError(
             f"{where}: {wanted.batch_table}.{wanted.batch_key} {'has no index' if not_null else 'may be null'}",
-            hint="Batches walk along an index over a column that is NOT NULL, for instance the primary key.",
+            hint="Batches walk along a btree index of all rows beginning with a NOT NULL column: a primary key's.",
         )
     if hidden and not bypasses:
         raise RunbookError(
