@@ -191,6 +191,9 @@ def test_batch_that_fails_keeps_the_ones_before_and_resumes_after_them(new_datab
     error = refused(apply, database, [TABLE, batch(size=10, target="1ms")])
     assert "(SQLSTATE 23514)" in error.message
     assert "rows are done and stay so; the next run goes on after key" in error.message
+    other = batch(size=10, target="1ms", text=BATCH.replace("v + 1", "v + 2"))
+    error = refused(apply, database, [TABLE, other], run_id="run-2")
+    assert "rows with this file, and its statement has been changed since" in error.message
     with connect(database, role="settler_owner") as session:
         session.execute("ALTER TABLE t DROP CONSTRAINT c")
     apply(database, [TABLE, batch(size=10, target="1ms")], run_id="run-2")
@@ -222,8 +225,13 @@ def test_key_of_any_type(new_database, connect, apply, ask, kind):
         f"CREATE TABLE t AS SELECT {values[kind]} AS id, 0 AS v FROM generate_series(1, 300) g;"  # noqa: S608
         "ALTER TABLE t ADD PRIMARY KEY (id);"
     )
-    apply(database, [table, batch(size=20)])
+    done = apply(database, [table, batch(size=20)])
     assert ask(database, "SELECT array_agg(DISTINCT v) FROM t") == [1]
+    warning = (
+        f"002_fill.batch.sql: keys of type {kind} do not grow: rows that are inserted while the batches run are "
+        "changed as well, if their key is still to come"
+    )
+    assert done.warnings == [warning] * (kind != "timestamp")
 
 
 def test_killed_run_resumes_at_the_next_batch(cluster, roles, tmp_path, new_database, ask):
@@ -260,6 +268,8 @@ def test_killed_run_resumes_at_the_next_batch(cluster, roles, tmp_path, new_data
         ("CREATE TABLE t (i int, v int);", "public.t has no column id"),
         ("CREATE TABLE t (id int, v int);", "public.t.id may be null"),
         ("CREATE TABLE t (id int NOT NULL, v int);", "public.t.id has no index"),
+        ("CREATE TABLE t (id int NOT NULL, v int); CREATE INDEX ON t (id) WHERE v = 0;", "public.t.id has no index"),
+        ("CREATE TABLE t (id int NOT NULL, v int); CREATE INDEX ON t USING hash (id);", "public.t.id has no index"),
         ("CREATE TABLE t (id int PRIMARY KEY); ALTER TABLE t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;",
          "row level security hides rows of public.t"),
     ],
@@ -268,6 +278,17 @@ def test_table_that_batches_cannot_walk_is_refused(new_database, apply, table, m
     error = refused(apply, new_database(), [migration(table), batch()])
     assert message in error.message
     assert "002_fill.batch.sql:1" in error.message
+
+
+def test_batches_grow_and_shrink_to_the_target(new_database, apply, ask):
+    database = new_database()
+    apply(database, [TABLE, batch(size=1, target="1h")])
+    # 1 + 2 + 4 + … + 512
+    assert ask(database, "SELECT detail->>'batches' FROM runbook.journal") == "10"
+    database = new_database()
+    slow = BATCH.replace("v + 1", "v + (SELECT 1 FROM pg_sleep(0.01))")
+    apply(database, [migration(TABLE.text.replace("1000", "100")), batch(size=8, target="1ms", text=slow)])
+    assert ask(database, "SELECT detail->>'size' FROM runbook.journal") == "1"
 
 
 def test_size_follows_the_target():
@@ -284,6 +305,21 @@ HOLD = migration(
     " WHILE id = 500 AND NOT EXISTS (SELECT FROM go) LOOP PERFORM pg_sleep(0.01); END LOOP; RETURN 1; END $$;"
 )
 HELD = BATCH.replace("v + 1", "v + hold(id)")
+
+
+def test_rows_inserted_beyond_the_end_while_batches_run_stay_as_they_are(new_database, connect, apply, ask):
+    database = new_database()
+    apply(database, [HOLD])
+
+    def say(_line):
+        with connect(database) as session:
+            session.execute("INSERT INTO t SELECT g, 0 FROM generate_series(1001, 1500) g ON CONFLICT DO NOTHING")
+            session.execute("INSERT INTO go DEFAULT VALUES")
+
+    pace = {"lock_timeout": 0.1, "progress_interval": 0.05, "statement_timeout": 60}
+    done = apply(database, [HOLD, batch(text=HELD)], say=say, **pace)
+    assert (done.applied[0].rows, done.warnings) == (1000, [])
+    assert ask(database, "SELECT count(*) FROM t WHERE v = 0 AND id > 1000") == 500
 
 
 def test_progress_of_batches_says_rows_rate_and_time_left(new_database, connect, apply):

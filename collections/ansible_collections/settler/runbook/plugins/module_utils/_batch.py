@@ -4,8 +4,9 @@
 
 """Batched backfill: one statement over key ranges, each in a short transaction together with how far it came.
 
-The keys that exist at the start bound the work. A batch aims at a time; the next one is made larger or smaller. Between
-batches the run makes room for standbys that lag and for transactions that hold the horizon back.
+The greatest key at the start bounds the work: rows with a greater one are new. A batch aims at a time; the next one is
+made larger or smaller. Between batches the run makes room for standbys that lag and for transactions that hold the
+horizon back.
 """
 
 from __future__ import annotations
@@ -47,12 +48,15 @@ _SMALLEST, _LARGEST = 1, 1_000_000
 _THROTTLE_SECONDS = 1.0
 
 _KEY = """
-SELECT format_type(a.atttypid, a.atttypmod), a.attnotnull,
+SELECT format_type(a.atttypid, a.atttypmod), k.typcategory IN ('N', 'D'), a.attnotnull,
     c.relforcerowsecurity OR (c.relrowsecurity AND NOT pg_has_role(current_user, c.relowner, 'MEMBER')),
     (SELECT rolsuper OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user),
-    EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum AND i.indisvalid)
+    EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+            JOIN pg_catalog.pg_am m ON m.oid = x.relam WHERE i.indrelid = c.oid AND i.indkey[0] = a.attnum
+            AND i.indisvalid AND i.indpred IS NULL AND m.amname = 'btree')
 FROM pg_catalog.pg_class c
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = %s AND NOT a.attisdropped
+LEFT JOIN pg_catalog.pg_type k ON k.oid = a.atttypid
 WHERE c.oid = to_regclass(%s)::oid
 """
 
@@ -83,9 +87,11 @@ def apply(work: Work, script: Script) -> Applied:
     started = time.monotonic()
     work.outcome.blockers = []
     work.settle(script)
-    _check(work, script)
+    warning = _check(work, script)
     lsn = begin(work, script)
     progress = _resume(work, script)
+    if warning and progress["end"] is not None:
+        work.outcome.warnings.append(warning)
     size = int(progress.get("size", script.file.directives.batch_size))
     before, began = dict(progress), time.monotonic()
 
@@ -129,8 +135,8 @@ def told(progress: t.Mapping[str, t.Any], before: t.Mapping[str, t.Any], seconds
     return ", ".join(parts)
 
 
-def _check(work: Work, script: Script) -> None:
-    """Refuse a table that batches cannot walk.
+def _check(work: Work, script: Script) -> str:
+    """Refuse a table that batches cannot walk; return a warning if its keys, other than numbers and times, do not grow.
 
     Raises:
         RunbookError: no such table or key, a key that may be null or has no index, rows that the role cannot see.
@@ -140,13 +146,13 @@ def _check(work: Work, script: Script) -> None:
     where = f"{script.file.path}:1"
     if row is None:
         raise RunbookError(f"{where}: there is no table {wanted.batch_table}", hint="Name it with its schema.")
-    kind, not_null, hidden, bypasses, indexed = row
+    kind, grows, not_null, hidden, bypasses, indexed = row
     if kind is None:
         raise RunbookError(f"{where}: {wanted.batch_table} has no column {wanted.batch_key}")
     if not not_null or not indexed:
         raise RunbookError(
             f"{where}: {wanted.batch_table}.{wanted.batch_key} {'has no index' if not_null else 'may be null'}",
-            hint="Batches walk along an index over a column that is NOT NULL, for instance the primary key.",
+            hint="Batches walk along a btree index of all rows beginning with a NOT NULL column: a primary key's.",
         )
     if hidden and not bypasses:
         raise RunbookError(
@@ -154,6 +160,12 @@ def _check(work: Work, script: Script) -> None:
             "the batches would change nothing and say nothing",
             hint="Work as a role with BYPASSRLS (-- runbook: role=…), or take FORCE off in a file before.",
         )
+    if grows:
+        return ""
+    return (
+        f"{script.file.file}: keys of type {kind} do not grow: rows that are inserted while the batches run are "
+        "changed as well, if their key is still to come"
+    )
 
 
 def _resume(work: Work, script: Script) -> dict[str, t.Any]:
