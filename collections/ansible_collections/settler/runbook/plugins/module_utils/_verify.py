@@ -45,6 +45,8 @@ _PARTS = {
     "grants": "grant",
     "column_grants": "column grant",
 }
+#: Parts that open what is there or change what it does: a stray one is no drift that may wait.
+_OPENING = frozenset({"grants", "column_grants", "policies", "triggers", "rules"})
 
 
 class _Health(t.NamedTuple):
@@ -185,7 +187,7 @@ ORDER BY 1
 
 @dataclass(frozen=True)
 class Check:
-    """One check: C(status) is C(ok), C(failed), C(unexpected) (there, but not in the expectation) or C(allowed)."""
+    """One check: C(status) is C(ok), C(failed), C(unexpected) (there, no danger, not expected) or C(allowed)."""
 
     check: str
     object: str
@@ -199,6 +201,7 @@ def compare(expected: Snapshot, actual: Snapshot) -> list[Check]:
     """Compare two snapshots; a row for every property that was looked at.
 
     Extensions are compared by minimum version. Where the expectation says nothing of a kind, nothing is compared.
+    What is not expected has failed if it opens or changes what is there; only what stands alone is C(unexpected).
     """
     rows: list[Check] = []
     for kind, title in _KINDS.items():
@@ -212,8 +215,34 @@ def compare(expected: Snapshot, actual: Snapshot) -> list[Check]:
                 rows.append(_minimum(name, str(value), str(have[name])))
             else:
                 rows += _compare_object(title, name, value, have[name])
-        rows += [Check(title, name, "unexpected", "absent", "present") for name in have if name not in want]
+        for name in [name for name in have if name not in want]:
+            danger = _danger(kind, name, have[name], want)
+            rows.append(Check(title, name, "failed" if danger else "unexpected", "absent", "present", danger))
     return rows
+
+
+def _danger(kind: str, name: str, have: t.Any, want: t.Mapping[str, t.Any]) -> str:
+    """Return how an object that is not expected opens or changes what is there; empty if it only stands alone.
+
+    Args:
+        kind: of the object.
+        name: of the object.
+        have: its properties.
+        want: the expected objects of its kind.
+    """
+    if kind == "default_privileges":
+        return "Whatever is made from now on gets other rights."
+    if kind == "others":
+        return "It acts on statements that were there before." if name.startswith("event trigger ") else ""
+    if not isinstance(have, dict):
+        return ""
+    if kind == "functions":
+        return "It runs with the rights of its owner." if have.get("security") == "definer" else ""
+    if kind in ("views", "materialized_views"):
+        by_reader = re.search(r"security_invoker=(true|on|1)", have.get("options") or "")
+        return "It is granted, and reads with the rights of its owner." if have.get("grants") and not by_reader else ""
+    parents = str(have.get("inherits", "")).split(", ")
+    return "It adds rows to its parent." if any(x in want or f"public.{x}" in want for x in parents) else ""
 
 
 def _compare_object(title: str, name: str, want: t.Any, have: t.Any) -> list[Check]:
@@ -229,7 +258,8 @@ def _compare_object(title: str, name: str, want: t.Any, have: t.Any) -> list[Che
                 if part not in inner_have:
                     rows.append(Check(_PARTS[key], label, "failed", str(inner_want[part]), "missing"))
                 elif part not in inner_want:
-                    rows.append(Check(_PARTS[key], label, "unexpected", "absent", str(inner_have[part])))
+                    status = "failed" if key in _OPENING else "unexpected"
+                    rows.append(Check(_PARTS[key], label, status, "absent", str(inner_have[part])))
                 else:
                     rows.append(_equal(_PARTS[key], label, inner_want[part], inner_have[part]))
         else:

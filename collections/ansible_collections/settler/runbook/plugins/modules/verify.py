@@ -40,7 +40,11 @@ options:
     elements: str
     default: [runbook]
   unexpected:
-    description: What to do about objects that the expectation does not have.
+    description:
+      - What to do about objects that the expectation does not have and that only stand beside what is there.
+      - What opens or changes what is there fails whatever this says - grants, default privileges, policies, triggers,
+        rules, event triggers, SECURITY DEFINER functions, views with their owner's rights that are granted,
+        tables that inherit from expected ones.
     type: str
     choices: [warn, fail, ignore]
     default: warn
