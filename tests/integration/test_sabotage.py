@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
+from ansible_collections.settler.runbook.plugins.module_utils._isolation import prove
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
 from ansible_collections.settler.runbook.plugins.module_utils._verify import orphans, sequences
 
 from tests.support import PROJECT, as_migrator, call_module, login, run_module
@@ -211,6 +214,46 @@ def test_each_sabotage_is_caught_and_named_and_fails_unless_it_only_stands_there
     found = bad_checks(session)
     assert any(named in line(row) for row in found), found
     assert any(row.status == "failed" for row in found) is (name not in STAND_ALONE), found
+
+
+UNSET = "current_setting('app.current_tenant_id', true) IS NULL"
+GARBAGE = "current_setting('app.current_tenant_id', true) !~ '^[0-9a-f-]*$'"
+#: What opens a table, and the attempts that must find it.
+HOLES = {
+    "GRANT TRUNCATE ON jobs TO PUBLIC": ("jobs: no right to empty a table",),
+    f"CREATE POLICY hole ON webhook_payloads FOR INSERT WITH CHECK ({UNSET})": (
+        "webhook_payloads: tenant isolation: insert with no context",),
+    f"CREATE POLICY hole ON webhook_payloads FOR INSERT WITH CHECK ({GARBAGE})": (
+        "webhook_payloads: tenant isolation: insert with malformed context",),
+    f"CREATE POLICY hole ON webhook_payloads FOR DELETE USING ({UNSET})": (
+        "webhook_payloads: tenant isolation: delete with no context",),
+    "CREATE POLICY hole ON feature_flags FOR INSERT WITH CHECK (tenant_id IS NULL)": (
+        "feature_flags: tenant isolation: insert nobody's row",),
+    "CREATE POLICY hole ON feature_flags FOR UPDATE USING (tenant_id IS NULL)": (
+        "feature_flags: tenant isolation: update nobody's row",),
+    "CREATE POLICY hole ON blocked_ips FOR DELETE USING (tenant_id IS NULL)": (
+        "blocked_ips: tenant isolation: delete nobody's row",),
+    "CREATE POLICY hole ON security_events FOR DELETE USING (tenant_id IS NULL)": (
+        "security_events: tenant isolation: delete nobody's row",),
+    "CREATE POLICY hole ON audit_logs FOR SELECT USING (tenant_id IS NULL)": (
+        "audit_logs: tenant isolation: select nobody's row",
+        "audit_logs: tenant isolation: select nobody's row with no context"),
+}  # fmt: skip
+
+
+def test_isolation_is_tried_in_each_context_and_with_rows_of_nobody(
+    good, new_database, cluster, roles, connect, subtests
+):
+    name = new_database(template=good)
+    admin = connect(name)
+    for hole, named in HOLES.items():
+        with subtests.test(hole), engine_connect(as_migrator(cluster, roles, name)) as session:
+            session.execute("SET ROLE settler_owner")
+            admin.execute(hole)
+            rows = prove(session, Settings("settler_app")).rows
+            table = named[0].partition(":")[0]
+            admin.execute(f"DROP POLICY IF EXISTS hole ON {table}; REVOKE TRUNCATE ON jobs FROM PUBLIC".encode())
+            assert {f"{row.object}: {row.check}" for row in rows if row.status == "failed"} >= set(named)
 
 
 @pytest.mark.parametrize("table", PROTECTED)

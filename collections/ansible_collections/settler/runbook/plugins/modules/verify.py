@@ -143,6 +143,16 @@ options:
         type: list
         elements: str
         default: []
+      read_by_all:
+        description: Tables whose rows without a tenant every tenant may read. Those of others nobody may.
+        type: list
+        elements: str
+        default: [feature_flags, blocked_ips]
+      inserted_by_all:
+        description: Tables into which every session may insert rows without a tenant. Nobody changes or deletes them.
+        type: list
+        elements: str
+        default: [security_events]
       values:
         description: Values for probe rows where a type's own value breaks a rule, by C(table.column).
         type: dict
@@ -396,7 +406,7 @@ def _look(
         rows += data(connection, params)
     proof = Proof()
     if isolation:
-        proof = prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
+        proof = prove(connection, Settings(**isolation))
         rows += proof.rows
     return (
         catalogue,
@@ -483,6 +493,8 @@ def main() -> None:
                     "tenant_column": {"type": "str", "default": "tenant_id"},
                     "setting": {"type": "str", "default": "app.current_tenant_id"},
                     "exclude": {"type": "list", "elements": "str", "default": []},
+                    "read_by_all": {"type": "list", "elements": "str", "default": ["feature_flags", "blocked_ips"]},
+                    "inserted_by_all": {"type": "list", "elements": "str", "default": ["security_events"]},
                     "values": {"type": "dict", "default": {}},
                 },
             },
