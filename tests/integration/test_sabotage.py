@@ -312,6 +312,19 @@ def test_a_role_that_policies_bind_is_not_taken_for_one_that_sees_all(session):
     assert "executions.executions_job_id_fkey" in unread
 
 
+@pytest.mark.parametrize("made_with", ["actual", "1"])
+def test_a_database_of_another_collation_version_is_named_whatever_its_provider(session, made_with):
+    if session.info.server_version < 150000:
+        pytest.skip("14 does not note it")
+    locale = "daticulocale" if session.info.server_version < 170000 else "datlocale"
+    version = "pg_database_collation_actual_version(oid)" if made_with == "actual" else f"'{made_with}'"
+    for column, value in (("datlocprovider", "'i'"), (locale, "'de'"), ("datcollversion", version)):
+        change = f"UPDATE pg_database SET {column} = {value} WHERE datname = current_database()"  # noqa: S608
+        session.execute(change.encode())
+    found = [line for line in problems(session) if line.startswith("collation version of the database")]
+    assert len(found) == (made_with != "actual")
+
+
 def test_a_constraint_that_is_not_enforced_is_named(session):
     if session.info.server_version < 180000:
         version = "ALTER TABLE jobs ADD CONSTRAINT lax CHECK (version > -9) NOT VALID"

@@ -675,14 +675,49 @@ def test_expectation_of_one_database_is_met_by_another_and_broken_by_sabotage(ma
 
 def test_what_to_do_about_strays_is_the_operators_choice(make, cluster, roles, tmp_path):
     path = tmp_path / "expected.yml"
-    path.write_text("sequences: {}\n", encoding="utf-8")
-    options = {**as_migrator(cluster, roles, make()), "expected": str(path)}
+    options = as_migrator(cluster, roles, make())
+    catalogue = run_module("verify", options)["catalogue"]
+    path.write_text(yaml.safe_dump({**catalogue, "sequences": {}}), encoding="utf-8")
+    options |= {"expected": str(path)}
     warned, failing, ignored = (
         run_module("verify", {**options, "unexpected": how}) for how in ("warn", "fail", "ignore")
     )
     assert (bool(warned.get("failed")), "public.numbers" in str(warned["warnings"])) == (False, True)
     assert (bool(failing.get("failed")), "public.numbers" in failing["msg"]) == (True, True)
     assert (bool(ignored.get("failed")), ignored["checks"], ignored.get("warnings")) == (False, [], None)
+
+
+@pytest.mark.parametrize(("how", "outcome"), [("warn", "skipped"), ("fail", "failure")])
+def test_junit_is_as_red_as_the_run(make, cluster, roles, tmp_path, how, outcome):
+    expected, junit = tmp_path / "expected.yml", tmp_path / "verify.xml"
+    options = as_migrator(cluster, roles, make())
+    catalogue = run_module("verify", options)["catalogue"]
+    expected.write_text(yaml.safe_dump({**catalogue, "sequences": {}}), encoding="utf-8")
+    run_module("verify", {**options, "expected": str(expected), "junit": str(junit), "unexpected": how})
+    assert junit.read_text().count(f"<{outcome} ") == len(catalogue["sequences"])
+    assert f'failures="{len(catalogue["sequences"]) if how == "fail" else 0}"' in junit.read_text()
+
+
+@pytest.mark.parametrize("broken", [{"login_port": 1}, {"expected": "/nowhere.yml"}])
+def test_no_file_of_an_earlier_run_is_left_where_the_verification_fails_early(cluster, roles, make, tmp_path, broken):
+    files = {"junit": tmp_path / "verify.xml", "json": tmp_path / "verify.json"}
+    for path in files.values():
+        path.write_text("green", encoding="utf-8")
+    options = {**as_migrator(cluster, roles, make()), **{name: str(path) for name, path in files.items()}, **broken}
+    assert run_module("verify", options, check=True)["failed"]
+    assert all(path.exists() for path in files.values())
+    assert run_module("verify", options)["failed"]
+    assert not any(path.exists() for path in files.values())
+
+
+@pytest.mark.parametrize("kinds", [[], ["functions"], ["tables", "others"]])
+def test_expectation_that_lacks_a_kind_is_refused(make, cluster, roles, tmp_path, kinds):
+    path = tmp_path / "expected.yml"
+    catalogue = run_module("verify", as_migrator(cluster, roles, make()))["catalogue"]
+    left = {kind: objects for kind, objects in catalogue.items() if kind not in kinds} if kinds else {}
+    path.write_text(yaml.safe_dump(left), encoding="utf-8")
+    with pytest.raises(RunbookError, match=f"says nothing of {', '.join(kinds)}"):
+        read_expectation(str(path))
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [", "", None])

@@ -294,3 +294,5 @@ def test_junit_has_a_case_for_each_check_and_is_xml_whatever_the_objects_are_cal
     failing = ET.fromstring(junit_of(ROWS, suite="x", seconds=0))[0]  # noqa: S314 - our own
     assert failing[0][0].tag == "failure"
     assert failing.get("failures") == "1"
+    strict = ET.fromstring(junit_of(ROWS, suite="x", seconds=0, unexpected_fails=True))[0]  # noqa: S314 - our own
+    assert (strict.get("failures"), strict.get("skipped"), strict[1][0].tag) == ("2", "0", "failure")
