@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
+from ansible_collections.settler.runbook.plugins.module_utils._isolation import prove
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
 from ansible_collections.settler.runbook.plugins.module_utils._verify import orphans, sequences
 
 from tests.support import PROJECT, as_migrator, call_module, login, run_module
-from tests.verification import EXPECTED, NAMES, problems
+from tests.verification import EXPECTED, NAMES, bad_checks, line, problems
 
 PROTECTED = sorted(name for name, table in EXPECTED["tables"].items() if table.get("row_security", "off") != "off")
 
@@ -50,6 +53,11 @@ SABOTAGES = {
     "a stray index": ("CREATE INDEX stray ON jobs (name)", "stray"),
     "a stray view": ("CREATE VIEW stray AS SELECT 1", "public.stray"),
     "a stray function": ("CREATE FUNCTION stray() RETURNS int LANGUAGE sql AS 'SELECT 1'", "stray"),
+    "a stray function with its owner's rights": (
+        "CREATE FUNCTION stray() RETURNS SETOF jobs LANGUAGE sql SECURITY DEFINER AS 'SELECT * FROM jobs'", "stray"),
+    "a stray view that everybody reads": (
+        "CREATE VIEW stray AS SELECT * FROM users; GRANT SELECT ON stray TO PUBLIC", "public.stray"),
+    "a right to empty a table": ("GRANT TRUNCATE ON jobs TO PUBLIC", "public.jobs"),
     "a stray type": ("CREATE TYPE stray AS ENUM ('a')", "public.stray"),
     "a stray schema": ("CREATE SCHEMA stray", "stray"),
     "a stray constraint": ("ALTER TABLE jobs ADD CONSTRAINT stray CHECK (version > -5)", "stray"),
@@ -174,6 +182,14 @@ SABOTAGES = {
         "executions_job_id_fkey"),
 }  # fmt: skip
 
+#: What only stands beside what is there: whether that ends red is for verify_unexpected to say.
+STAND_ALONE = {
+    "a stray table", "a stray column", "a stray index", "a stray view", "a stray function", "a stray type",
+    "a stray schema", "a stray constraint", "a stray materialized view", "a statistics object", "a publication",
+    "a collation", "an operator", "a foreign server", "a user mapping", "a text search configuration", "a domain",
+    "an aggregate", "a range type", "a cast",
+}  # fmt: skip
+
 
 def _functions(session):
     """Return the functions of the schema as SQL names them."""
@@ -192,11 +208,52 @@ def test_a_good_database_raises_no_alarm(session):
 
 
 @pytest.mark.parametrize("name", SABOTAGES)
-def test_each_sabotage_is_caught_and_named(session, name):
+def test_each_sabotage_is_caught_and_named_and_fails_unless_it_only_stands_there(session, name):
     sabotage, named = SABOTAGES[name]
     session.execute(sabotage)
-    found = problems(session)
-    assert any(named in line for line in found), found
+    found = bad_checks(session)
+    assert any(named in line(row) for row in found), found
+    assert any(row.status == "failed" for row in found) is (name not in STAND_ALONE), found
+
+
+UNSET = "current_setting('app.current_tenant_id', true) IS NULL"
+GARBAGE = "current_setting('app.current_tenant_id', true) !~ '^[0-9a-f-]*$'"
+#: What opens a table, and the attempts that must find it.
+HOLES = {
+    "GRANT TRUNCATE ON jobs TO PUBLIC": ("jobs: no right to empty a table",),
+    f"CREATE POLICY hole ON webhook_payloads FOR INSERT WITH CHECK ({UNSET})": (
+        "webhook_payloads: tenant isolation: insert with no context",),
+    f"CREATE POLICY hole ON webhook_payloads FOR INSERT WITH CHECK ({GARBAGE})": (
+        "webhook_payloads: tenant isolation: insert with malformed context",),
+    f"CREATE POLICY hole ON webhook_payloads FOR DELETE USING ({UNSET})": (
+        "webhook_payloads: tenant isolation: delete with no context",),
+    "CREATE POLICY hole ON feature_flags FOR INSERT WITH CHECK (tenant_id IS NULL)": (
+        "feature_flags: tenant isolation: insert nobody's row",),
+    "CREATE POLICY hole ON feature_flags FOR UPDATE USING (tenant_id IS NULL)": (
+        "feature_flags: tenant isolation: update nobody's row",),
+    "CREATE POLICY hole ON blocked_ips FOR DELETE USING (tenant_id IS NULL)": (
+        "blocked_ips: tenant isolation: delete nobody's row",),
+    "CREATE POLICY hole ON security_events FOR DELETE USING (tenant_id IS NULL)": (
+        "security_events: tenant isolation: delete nobody's row",),
+    "CREATE POLICY hole ON audit_logs FOR SELECT USING (tenant_id IS NULL)": (
+        "audit_logs: tenant isolation: select nobody's row",
+        "audit_logs: tenant isolation: select nobody's row with no context"),
+}  # fmt: skip
+
+
+def test_isolation_is_tried_in_each_context_and_with_rows_of_nobody(
+    good, new_database, cluster, roles, connect, subtests
+):
+    name = new_database(template=good)
+    admin = connect(name)
+    for hole, named in HOLES.items():
+        with subtests.test(hole), engine_connect(as_migrator(cluster, roles, name)) as session:
+            session.execute("SET ROLE settler_owner")
+            admin.execute(hole)
+            rows = prove(session, Settings("settler_app")).rows
+            table = named[0].partition(":")[0]
+            admin.execute(f"DROP POLICY IF EXISTS hole ON {table}; REVOKE TRUNCATE ON jobs FROM PUBLIC".encode())
+            assert {f"{row.object}: {row.check}" for row in rows if row.status == "failed"} >= set(named)
 
 
 @pytest.mark.parametrize("table", PROTECTED)
@@ -253,6 +310,19 @@ def test_a_role_that_policies_bind_is_not_taken_for_one_that_sees_all(session):
     rows, unread = orphans(session, 1 << 30)
     assert rows == []
     assert "executions.executions_job_id_fkey" in unread
+
+
+@pytest.mark.parametrize("made_with", ["actual", "1"])
+def test_a_database_of_another_collation_version_is_named_whatever_its_provider(session, made_with):
+    if session.info.server_version < 150000:
+        pytest.skip("14 does not note it")
+    locale = "daticulocale" if session.info.server_version < 170000 else "datlocale"
+    version = "pg_database_collation_actual_version(oid)" if made_with == "actual" else f"'{made_with}'"
+    for column, value in (("datlocprovider", "'i'"), (locale, "'de'"), ("datcollversion", version)):
+        change = f"UPDATE pg_database SET {column} = {value} WHERE datname = current_database()"  # noqa: S608
+        session.execute(change.encode())
+    found = [line for line in problems(session) if line.startswith("collation version of the database")]
+    assert len(found) == (made_with != "actual")
 
 
 def test_a_constraint_that_is_not_enforced_is_named(session):

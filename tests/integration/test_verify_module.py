@@ -300,15 +300,16 @@ BLIND = {
     "select with no context", "select with empty context", "select with a context after RESET",
     "select with malformed context",
 }  # fmt: skip
-INSERT = {"insert", "insert with empty context"}
-DELETE = {"delete", "delete with empty context"}
+CONTEXTS = ("", *(name.removeprefix("select") for name in BLIND))
+INSERT, DELETE = ({f"{what}{context}" for context in CONTEXTS} for what in ("insert", "delete"))
+UPDATE = {f"update{context}" for context in CONTEXTS}
 
 
 @pytest.mark.parametrize(
     ("sabotage", "caught"),
     [
         ("ALTER TABLE jobs DISABLE ROW LEVEL SECURITY",
-         {"select", *BLIND, *INSERT, "update", "update with empty context", "hand over", "take over", *DELETE}),
+         {"select", *BLIND, *INSERT, *UPDATE, "hand over", "take over", *DELETE}),
         ("ALTER POLICY own ON jobs USING (true)", {"select", *BLIND, "take over", *DELETE}),
         ("CREATE POLICY wide ON jobs FOR SELECT USING (current_tenant() IS NULL)", BLIND),
         ("ALTER POLICY own ON jobs WITH CHECK (true)", {*INSERT, "hand over"}),
@@ -329,7 +330,7 @@ def test_table_without_a_policy_at_all_shows_no_tenant_its_own_row(make, cluster
 
 def test_hole_is_seen_although_a_unique_key_stands_behind_it(make, cluster, roles):
     assert failed(isolation(cluster, roles, make("ALTER POLICY own ON runs WITH CHECK (true)"))) == {
-        "runs: insert", "runs: insert with empty context", "runs: hand over",
+        f"runs: {what}" for what in (*INSERT, "hand over")
     }  # fmt: skip
 
 
@@ -339,7 +340,7 @@ def test_hole_is_seen_although_a_foreign_key_stands_behind_it(make, cluster, rol
         ALTER TABLE runs ADD FOREIGN KEY (tenant_id, job_id) REFERENCES jobs (tenant_id, id)"""
     assert failed(isolation(cluster, roles, make(key))) == set()
     holes = failed(isolation(cluster, roles, make(key, "ALTER POLICY own ON runs WITH CHECK (true)")))
-    assert holes == {"runs: insert", "runs: insert with empty context", "runs: hand over"}
+    assert holes == {f"runs: {what}" for what in (*INSERT, "hand over")}
 
 
 def test_policy_that_fails_without_a_context_still_shows_nothing_of_others(make, cluster, roles):
@@ -353,7 +354,8 @@ def test_table_that_the_application_may_not_touch_is_isolated(make, cluster, rol
         cluster, roles, make("REVOKE ALL ON jobs FROM settler_app; ALTER TABLE jobs DISABLE ROW LEVEL SECURITY")
     )
     assert failed(rows) == set()
-    assert {row.actual for row in rows if row.object == "jobs"} <= {"no access", "refused"}
+    tried = [row for row in rows if row.object == "jobs" and row.check.startswith("tenant isolation")]
+    assert {row.actual for row in tried} <= {"no access", "refused"}
 
 
 def test_tables_with_names_that_need_quotes_are_proved_too(make, cluster, roles):
@@ -442,7 +444,7 @@ CHILD = """CREATE TABLE steps (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), jo
     [
         ("", set()),
         ("ALTER TABLE steps DISABLE ROW LEVEL SECURITY",
-         {"select", *BLIND, *INSERT, "update", "update with empty context", "hand over", "take over", *DELETE}),
+         {"select", *BLIND, *INSERT, *UPDATE, "hand over", "take over", *DELETE}),
         ("CREATE POLICY wide ON steps FOR INSERT WITH CHECK (true)", INSERT),
         ("CREATE POLICY wide ON steps FOR DELETE USING (true)", DELETE),
     ],
@@ -673,14 +675,49 @@ def test_expectation_of_one_database_is_met_by_another_and_broken_by_sabotage(ma
 
 def test_what_to_do_about_strays_is_the_operators_choice(make, cluster, roles, tmp_path):
     path = tmp_path / "expected.yml"
-    path.write_text("sequences: {}\n", encoding="utf-8")
-    options = {**as_migrator(cluster, roles, make()), "expected": str(path)}
+    options = as_migrator(cluster, roles, make())
+    catalogue = run_module("verify", options)["catalogue"]
+    path.write_text(yaml.safe_dump({**catalogue, "sequences": {}}), encoding="utf-8")
+    options |= {"expected": str(path)}
     warned, failing, ignored = (
         run_module("verify", {**options, "unexpected": how}) for how in ("warn", "fail", "ignore")
     )
     assert (bool(warned.get("failed")), "public.numbers" in str(warned["warnings"])) == (False, True)
     assert (bool(failing.get("failed")), "public.numbers" in failing["msg"]) == (True, True)
     assert (bool(ignored.get("failed")), ignored["checks"], ignored.get("warnings")) == (False, [], None)
+
+
+@pytest.mark.parametrize(("how", "outcome"), [("warn", "skipped"), ("fail", "failure")])
+def test_junit_is_as_red_as_the_run(make, cluster, roles, tmp_path, how, outcome):
+    expected, junit = tmp_path / "expected.yml", tmp_path / "verify.xml"
+    options = as_migrator(cluster, roles, make())
+    catalogue = run_module("verify", options)["catalogue"]
+    expected.write_text(yaml.safe_dump({**catalogue, "sequences": {}}), encoding="utf-8")
+    run_module("verify", {**options, "expected": str(expected), "junit": str(junit), "unexpected": how})
+    assert junit.read_text().count(f"<{outcome} ") == len(catalogue["sequences"])
+    assert f'failures="{len(catalogue["sequences"]) if how == "fail" else 0}"' in junit.read_text()
+
+
+@pytest.mark.parametrize("broken", [{"login_port": 1}, {"expected": "/nowhere.yml"}])
+def test_no_file_of_an_earlier_run_is_left_where_the_verification_fails_early(cluster, roles, make, tmp_path, broken):
+    files = {"junit": tmp_path / "verify.xml", "json": tmp_path / "verify.json"}
+    for path in files.values():
+        path.write_text("green", encoding="utf-8")
+    options = {**as_migrator(cluster, roles, make()), **{name: str(path) for name, path in files.items()}, **broken}
+    assert run_module("verify", options, check=True)["failed"]
+    assert all(path.exists() for path in files.values())
+    assert run_module("verify", options)["failed"]
+    assert not any(path.exists() for path in files.values())
+
+
+@pytest.mark.parametrize("kinds", [[], ["functions"], ["tables", "others"]])
+def test_expectation_that_lacks_a_kind_is_refused(make, cluster, roles, tmp_path, kinds):
+    path = tmp_path / "expected.yml"
+    catalogue = run_module("verify", as_migrator(cluster, roles, make()))["catalogue"]
+    left = {kind: objects for kind, objects in catalogue.items() if kind not in kinds} if kinds else {}
+    path.write_text(yaml.safe_dump(left), encoding="utf-8")
+    with pytest.raises(RunbookError, match=f"says nothing of {', '.join(kinds)}"):
+        read_expectation(str(path))
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [", "", None])

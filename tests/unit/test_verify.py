@@ -90,12 +90,37 @@ def test_equal_snapshots_differ_in_nothing_and_every_property_is_looked_at():
         (("schemas", "public", "grants"), "grant", "public: $app"),
     ],
 )
-def test_what_is_gone_fails_and_what_is_new_is_unexpected(path, check, name):
+def test_what_is_gone_fails_and_what_is_new_is_unexpected_or_fails_if_it_opens_what_is_there(path, check, name):
     without = changed(path, None)
     (gone,) = bad(SNAPSHOT, without)
     assert (gone.check, gone.object, gone.status, gone.actual) == (check, name, "failed", "missing")
     (new,) = bad(without, SNAPSHOT)
-    assert (new.check, new.object, new.status, new.expected) == (check, name, "unexpected", "absent")
+    opens = check in {"policy", "trigger", "grant", "default privileges"}
+    assert (new.check, new.object, new.expected) == (check, name, "absent")
+    assert new.status == ("failed" if opens else "unexpected")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "have", "status"),
+    [
+        ("functions", "public.g()", {"security": "definer"}, "failed"),
+        ("functions", "public.g()", {"returns": "integer"}, "unexpected"),
+        ("views", "public.w", {"grants": {"$app": "SELECT"}}, "failed"),
+        ("views", "public.w", {"grants": {"$app": "SELECT"}, "options": "security_invoker=true"}, "unexpected"),
+        ("views", "public.w", {"owner": "$owner"}, "unexpected"),
+        ("materialized_views", "public.n", {"grants": {"$app": "SELECT"}}, "failed"),
+        ("tables", "public.u", {"grants": {"$app": "SELECT"}}, "unexpected"),
+        ("tables", "public.u", {"inherits": "jobs"}, "failed"),
+        ("tables", "public.u", {"inherits": "extra.t, jobs"}, "failed"),
+        ("tables", "public.u", {"inherits": "extra.t"}, "unexpected"),
+        ("others", "event trigger e", {"owner": "$owner"}, "failed"),
+        ("others", "collation public.c", {"owner": "$owner"}, "unexpected"),
+    ],
+)
+def test_a_new_object_fails_if_it_opens_or_changes_what_is_there(kind, name, have, status):
+    expected = {"others": {}, **SNAPSHOT}
+    (row,) = bad(expected, {**expected, kind: {**expected[kind], name: have}})
+    assert (row.object, row.status, bool(row.hint)) == (name, status, status == "failed")
 
 
 @pytest.mark.parametrize(
@@ -269,3 +294,5 @@ def test_junit_has_a_case_for_each_check_and_is_xml_whatever_the_objects_are_cal
     failing = ET.fromstring(junit_of(ROWS, suite="x", seconds=0))[0]  # noqa: S314 - our own
     assert failing[0][0].tag == "failure"
     assert failing.get("failures") == "1"
+    strict = ET.fromstring(junit_of(ROWS, suite="x", seconds=0, unexpected_fails=True))[0]  # noqa: S314 - our own
+    assert (strict.get("failures"), strict.get("skipped"), strict[1][0].tag) == ("2", "0", "failure")

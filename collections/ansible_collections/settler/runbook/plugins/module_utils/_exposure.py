@@ -41,6 +41,11 @@ FROM pg_catalog.pg_class v WHERE v.relkind = 'v' AND v.relname <> ALL (%(exclude
             AND d.refclassid = 'pg_catalog.pg_class'::regclass
     ) SELECT FROM reads WHERE reads.oid = ANY (%(tables)s::oid[]))
 UNION ALL
+SELECT 'no right to empty a table', x.relid::regclass::text, has_table_privilege(%(role)s, x.relid, 'TRUNCATE'),
+    'no TRUNCATE', 'the application may TRUNCATE it', 'No policy stands before TRUNCATE: REVOKE it.'
+FROM unnest(%(tables)s::oid[]) p (root), LATERAL (
+    SELECT p.root AS relid UNION SELECT relid FROM pg_partition_tree(p.root)) x
+UNION ALL
 SELECT 'row security of a partition', c.oid::regclass::text,
     NOT (c.relrowsecurity AND EXISTS (SELECT FROM pg_catalog.pg_policy WHERE polrelid = c.oid))
     AND has_schema_privilege(%(role)s, c.relnamespace, 'USAGE')

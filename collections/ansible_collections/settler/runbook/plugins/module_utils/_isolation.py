@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from ansible_collections.settler.runbook.plugins.module_utils import _exposure, _trespass
 from ansible_collections.settler.runbook.plugins.module_utils._errors import describe
 from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import (
-    Probe,
     ProofError,
     Settings,
-    Table,
+    insert_nobodys,
     insert_probes,
     isolated_tables,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._trespass import Tried
 from ansible_collections.settler.runbook.plugins.module_utils._verify import Check
 
 _ATTEMPTS = 4  # to get all locks; each waits half a second at most for each
@@ -142,24 +142,26 @@ def _prove_writing(connection: psycopg.Connection[t.Any], settings: Settings) ->
     views = _trespass.views(connection, settings)
     party = _trespass.Party(*(str(uuid.uuid4()) for _tenant in range(3)))
     mine = insert_probes(connection, settings, tables, party.mine)
+    nobodys = insert_nobodys(connection, settings, tables, mine)
     with _trespass.Session(connection, settings) as session:
         alone = [_trespass.contents(session, view, None) for view in views]  # no context was ever set here
     connection.execute("SAVEPOINT alone")
     other = insert_probes(connection, settings, tables, party.other)
     insert_probes(connection, settings, [], party.third)  # no rows: no unique key hides what the policy lets through
-    tried = [_Tried(table, mine[table.oid], other[table.oid]) for table in tables]
+    tried = [Tried(table, table.name, mine[table.oid], other[table.oid], nobodys.get(table.oid)) for table in tables]
     tried += _partitions(connection, tried)
     for each in tried:
-        _trespass.point_at_rows(connection, each.table, each.mine, each.other)
+        _trespass.point_at_rows(connection, each)
     rows: list[Check] = []
     with _trespass.Session(connection, settings) as session:
         crowded = [_trespass.contents(session, view, None) for view in views]
         open_ones = [each for each in tried if session.may_touch(each.table.oid)]
-        rows += [_trespass.read_unset(session, each.table, each.mine, each.other) for each in open_ones]
+        for each in open_ones:
+            rows += _trespass.try_unset(session, each)
         for view in views:
             rows += _trespass.read_view_unset(session, view)
         for each in open_ones:
-            rows += _trespass.try_table(session, each.table, party, each.mine, each.other)
+            rows += _trespass.try_table(session, each, party)
         for each in tried:
             if each not in open_ones:
                 rows.append(Check("tenant isolation", each.table.name, "ok", "no access", "no access"))
@@ -174,15 +176,7 @@ def _prove_writing(connection: psycopg.Connection[t.Any], settings: Settings) ->
     return rows + _exposure.look(connection, settings, tables), []
 
 
-class _Tried(t.NamedTuple):
-    """A table or a partition of it, with the probe rows that it holds."""
-
-    table: Table
-    mine: Probe | None
-    other: Probe | None
-
-
-def _partitions(connection: psycopg.Connection[t.Any], tried: t.Sequence[_Tried]) -> list[_Tried]:
+def _partitions(connection: psycopg.Connection[t.Any], tried: t.Sequence[Tried]) -> list[Tried]:
     """Return the partitions of the tables: the policies of the whole do not hold where one is named itself."""
     rows = connection.execute(
         "SELECT p.root::bigint, c.oid::bigint, n.nspname, c.relname "
@@ -193,9 +187,10 @@ def _partitions(connection: psycopg.Connection[t.Any], tried: t.Sequence[_Tried]
     ).fetchall()
     of = {each.table.oid: each for each in tried}
     return [
-        _Tried(
+        Tried(
             of[root].table._replace(oid=oid, schema=schema, name=name),
-            *(probe if probe and probe.place == oid else None for probe in of[root][1:]),
+            of[root].whole,
+            *(probe if probe and probe.place == oid else None for probe in of[root][2:]),
         )
         for root, oid, schema, name in rows
     ]
@@ -205,17 +200,18 @@ def _prove_reading(connection: psycopg.Connection[t.Any], settings: Settings) ->
     """Prove what can be without a row of one's own: with the rows that are there, nobody's context sees one."""
     tables = isolated_tables(connection, settings)
     views = _trespass.views(connection, settings)
-    tried = [_Tried(table, None, None) for table in tables if table.tenant]
+    tried = [Tried(table, table.name) for table in tables if table.tenant]
     tried += _partitions(connection, tried)
     party = _trespass.Party(*(str(uuid.uuid4()) for _tenant in range(3)))
     rows: list[Check] = []
     with _trespass.Session(connection, settings) as session:
         tried = [each for each in tried if session.may_touch(each.table.oid)]
-        rows += [_trespass.read_unset(session, each.table, None, None) for each in tried]
+        for each in tried:
+            rows += _trespass.try_unset(session, each)
         for view in views:
             rows += _trespass.read_view_unset(session, view)
         for each in tried:
-            rows += _trespass.try_reading(session, each.table, party, None, None)
+            rows += _trespass.try_table(session, each, party)
         for view in views:
             rows += _trespass.try_view(session, view, party)
     rows += _exposure.look(connection, settings, tables)

@@ -86,7 +86,9 @@ class Settings:
     tenant_column: str = "tenant_id"
     setting: str = "app.current_tenant_id"
     schema: str = "public"
-    exclude: tuple[str, ...] = ()
+    exclude: t.Sequence[str] = ()
+    read_by_all: t.Sequence[str] = ("feature_flags", "blocked_ips")  # every tenant reads their rows without a tenant
+    inserted_by_all: t.Sequence[str] = ("security_events",)  # every session may insert rows without a tenant
     values: t.Mapping[str, t.Any] = field(default_factory=dict)  # "table.column" -> value of a probe row
 
 
@@ -171,6 +173,40 @@ def insert_probes(
     return probes
 
 
+def insert_nobodys(
+    connection: psycopg.Connection[t.Any], settings: Settings, tables: t.Sequence[Table], mine: t.Mapping[int, Probe]
+) -> dict[int, Probe]:
+    """Insert, as the owner, a row without a tenant into each table that takes one; return them by the table's OID.
+
+    Args:
+        connection: in a transaction.
+        settings: of the proof.
+        tables: those that are tried.
+        mine: a tenant's rows, for columns that must refer to one.
+    """
+    probes: dict[int, Probe] = {}
+    for table in tables:
+        if table.tenant != settings.tenant_column or not table.key:
+            continue
+        given = _values(connection, settings, table, None, mine)
+        query = insert(table, given) + sql.SQL(" RETURNING to_jsonb({}.*), tableoid::bigint").format(
+            sql.Identifier(table.name)
+        )
+        connection.execute("SAVEPOINT nobodys")
+        try:
+            row = connection.execute(query, list(given.values())).fetchone()
+        except psycopg.errors.LockNotAvailable:
+            raise
+        except psycopg.Error:  # a rule or trigger wants a tenant
+            row = None
+        if row and row[0][table.tenant] is None:
+            probes[table.oid] = Probe(given, *row)
+        else:
+            connection.execute("ROLLBACK TO SAVEPOINT nobodys")
+        connection.execute("RELEASE SAVEPOINT nobodys")
+    return probes
+
+
 def _outside(connection: psycopg.Connection[t.Any], settings: Settings, parent: int, tenant: str) -> Probe | None:
     """Return the probe tenant's row of a parent that is not probed itself; a trigger may have made one."""
     name = connection.execute(
@@ -217,11 +253,12 @@ def _values(
     connection: psycopg.Connection[t.Any],
     settings: Settings,
     table: Table,
-    tenant: str,
+    tenant: str | None,
     probes: t.Mapping[int, Probe],
 ) -> dict[str, t.Any]:
-    """Return values for the columns of a probe row that must be given."""
+    """Return values for the columns of a probe row that must be given; one without a tenant refers to what it must."""
     values: dict[str, t.Any] = {}
+    seed = tenant or str(uuid.uuid4())
     for column, kind, required, has_default, generated, numbered, parent, key in connection.execute(
         _COLUMNS, [table.oid]
     ).fetchall():
@@ -231,12 +268,12 @@ def _values(
             values[column] = settings.values[f"{table.name}.{column}"]
         elif column == table.tenant:
             values[column] = tenant
-        elif parent in probes:
+        elif parent in probes and (tenant or required):
             values[column] = probes[parent].row[key]
         elif numbered:  # below what a sequence gives, so that none is drawn: sequences do not roll back
-            values[column] = -1 - uuid.UUID(tenant).int % 2**30
+            values[column] = -1 - uuid.UUID(seed).int % 2**30
         elif required and not has_default:
-            values[column] = _value(kind, tenant)
+            values[column] = _value(kind, seed)
     return values
 
 

@@ -29,7 +29,6 @@ ORDER BY 2, 3
 """
 
 _TOO_WIDE = "The policy is missing, too wide or lacks WITH CHECK."
-_NO_CONTEXT = "select with no context"
 
 
 class Party(t.NamedTuple):
@@ -38,6 +37,23 @@ class Party(t.NamedTuple):
     mine: str
     other: str
     third: str
+
+
+class Tried(t.NamedTuple):
+    """A table or a partition of it, with the probe rows that it holds, and the name of the whole table."""
+
+    table: Table
+    whole: str
+    mine: Probe | None = None
+    other: Probe | None = None
+    nobodys: Probe | None = None
+
+    @property
+    def column(self) -> str:
+        """Return the column that leads to the tenant."""
+        column = self.table.tenant or self.table.link
+        assert column is not None
+        return column
 
 
 class View(t.NamedTuple):
@@ -163,36 +179,47 @@ def _is(table: Table, *probes: Probe | None) -> sql.Composable:
     return sql.SQL(" OR ").join(rows) if rows else sql.SQL("false")
 
 
-def _anybodys(table: Table, mine: Probe | None, other: Probe | None) -> sql.Composable:
-    if table.tenant:
-        return sql.SQL("{} IS NOT NULL").format(sql.Identifier(table.tenant))
-    return _is(table, mine, other)
+def _anybodys(tried: Tried) -> sql.Composable:
+    if tried.table.tenant:
+        return sql.SQL("{} IS NOT NULL").format(sql.Identifier(tried.table.tenant))
+    return _is(tried.table, tried.mine, tried.other)
 
 
-def point_at_rows(connection: psycopg.Connection[t.Any], table: Table, *probes: Probe | None) -> None:
-    """Open, as the owner, a cursor on either tenant's probe row of a table.
+def point_at_rows(connection: psycopg.Connection[t.Any], tried: Tried) -> None:
+    """Open, as the owner, a cursor on each probe row of a table.
 
     PostgreSQL asks the policies for SELECT too where a statement reads a column, so a condition would hide that the
     policies for UPDATE or DELETE are too wide. WHERE CURRENT OF reads none, and reaches one row and no other.
     """
-    for owner, probe in zip(("mine", "other"), probes, strict=True):
+    column = sql.Identifier(tried.column)
+    for owner, probe in (("mine", tried.mine), ("other", tried.other), ("nobodys", tried.nobodys)):
         if probe is None:
             continue
-        column = table.tenant or table.link
-        assert column is not None
-        cursor = sql.Identifier(f"{owner}_{table.oid}")
+        condition = _is(tried.table, probe)
+        if probe is not tried.nobodys:
+            condition = sql.SQL("{} = {}").format(column, sql.Literal(probe.row[tried.column]))
         connection.execute(
-            sql.SQL("DECLARE {0} CURSOR FOR SELECT FROM {1} WHERE {2} = {3} FOR UPDATE; FETCH {0}").format(
-                cursor, table.identifier, sql.Identifier(column), sql.Literal(probe.row[column])
+            sql.SQL("DECLARE {0} CURSOR FOR SELECT FROM {1} WHERE {2} FOR UPDATE; FETCH {0}").format(
+                sql.Identifier(f"{owner}_{tried.table.oid}"), tried.table.identifier, condition
             )
         )
 
 
-def read_unset(session: Session, table: Table, mine: Probe | None, other: Probe | None) -> Check:
-    """Read a table in a session that never had a context."""
-    return _check(
-        _NO_CONTEXT, table.name, session.attempt(session.context(None), _any(table, _anybodys(table, mine, other)))
-    )
+def _write(
+    session: Session, tried: Tried, what: str, context: sql.Composable, text: t.LiteralString, *values: t.Any
+) -> Check:
+    """Try a statement on the probe rows."""
+    names = {
+        "table": tried.table.identifier,
+        "column": sql.Identifier(tried.column),
+        **{f"{owner}_row": sql.Identifier(f"{owner}_{tried.table.oid}") for owner in ("mine", "other", "nobodys")},
+    }
+    return _check(what, tried.table.name, session.attempt(context, sql.SQL(text).format(**names), values))
+
+
+def _insert(session: Session, tried: Tried, what: str, context: sql.Composable, probe: Probe) -> Check:
+    query = insert(tried.table, probe.given)
+    return _check(what, tried.table.name, session.attempt(context, query, list(probe.given.values())))
 
 
 def _blind(session: Session, party: Party) -> dict[str, sql.Composable]:
@@ -204,52 +231,85 @@ def _blind(session: Session, party: Party) -> dict[str, sql.Composable]:
     }
 
 
-def try_reading(session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None) -> list[Check]:
-    """Read another's rows of a table in each context."""
-    if table.tenant:
-        others: sql.Composable = sql.SQL("{} <> {}").format(sql.Identifier(table.tenant), sql.Literal(party.mine))
-    else:
-        others = _is(table, other)
-    rows = [_check("select", table.name, session.attempt(session.context(party.mine), _any(table, others)))]
-    anyone = _any(table, _anybodys(table, mine, other))
-    for name, context in _blind(session, party).items():
-        rows.append(_check(f"select with {name}", table.name, session.attempt(context, anyone)))
+def try_unset(session: Session, tried: Tried) -> list[Check]:
+    """Read and write a table in a session that never had a context: before all others, for it cannot be unset again."""
+    return _try_blind(session, tried, "no context", session.context(None))
+
+
+def _try_blind(session: Session, tried: Tried, name: str, context: sql.Composable) -> list[Check]:
+    """Read and write the rows of tenants, and of none, in a context that is nobody's."""
+    table, other, suffix = tried.table, tried.other, f" with {name}"
+    rows = [_check(f"select{suffix}", table.name, session.attempt(context, _any(table, _anybodys(tried))))]
+    if other:
+        update = "UPDATE {table} SET {column} = %s WHERE CURRENT OF {other_row}"
+        rows += [
+            _insert(session, tried, f"insert{suffix}", context, other),
+            _write(session, tried, f"update{suffix}", context, update, other.row[tried.column]),
+            _write(session, tried, f"delete{suffix}", context, "DELETE FROM {table} WHERE CURRENT OF {other_row}"),
+        ]
+    return rows + _read_nobodys(session, tried, suffix, context) + _write_nobodys(session, tried, suffix, context)
+
+
+def _read_nobodys(session: Session, tried: Tried, suffix: str, context: sql.Composable) -> list[Check]:
+    """Read rows that have no tenant: the probe row, or where none can be made those that are there."""
+    if not tried.table.tenant or (tried.mine and not tried.nobodys):
+        return []
+    condition = sql.SQL("{} IS NULL").format(sql.Identifier(tried.table.tenant))
+    if tried.nobodys:
+        condition = sql.SQL("{} AND ({})").format(condition, _is(tried.table, tried.nobodys))
+    seen = session.attempt(context, _any(tried.table, condition))
+    return [_check(f"select nobody's row{suffix}", tried.table.name, seen)]
+
+
+def _write_nobodys(session: Session, tried: Tried, suffix: str, context: sql.Composable) -> list[Check]:
+    """Write a row that has no tenant."""
+    if not tried.nobodys:
+        return []
+    update = "UPDATE {table} SET {column} = NULL WHERE CURRENT OF {nobodys_row}"
+    delete = "DELETE FROM {table} WHERE CURRENT OF {nobodys_row}"
+    rows = [
+        _write(session, tried, f"update nobody's row{suffix}", context, update),
+        _write(session, tried, f"delete nobody's row{suffix}", context, delete),
+    ]
+    if tried.whole not in session.settings.inserted_by_all:
+        rows.append(_insert(session, tried, f"insert nobody's row{suffix}", context, tried.nobodys))
     return rows
 
 
-def try_table(session: Session, table: Table, party: Party, mine: Probe | None, other: Probe | None) -> list[Check]:
-    """Make all attempts on one table, and look whether a tenant sees its own row."""
-    rows = try_reading(session, table, party, mine, other)
-    me, nobody = session.context(party.mine), session.context("")
-    column = table.tenant or table.link
-    assert column is not None
-    names = {
-        "table": table.identifier,
-        "column": sql.Identifier(column),
-        "my_row": sql.Identifier(f"mine_{table.oid}"),
-        "other_row": sql.Identifier(f"other_{table.oid}"),
-    }
+def try_table(session: Session, tried: Tried, party: Party) -> list[Check]:
+    """Make all attempts on one table but those without a context, and look whether a tenant sees its own row.
 
-    def tried(what: str, context: sql.Composable, text: t.LiteralString, *values: t.Any) -> Check:
-        return _check(what, table.name, session.attempt(context, sql.SQL(text).format(**names), values))
-
+    Where there are no probe rows, as on a standby, it is only read.
+    """
+    table, mine, other = tried.table, tried.mine, tried.other
+    me = session.context(party.mine)
+    others = _is(table, other)
+    if table.tenant:
+        others = sql.SQL("{} <> {}").format(sql.Identifier(table.tenant), sql.Literal(party.mine))
+    rows = [_check("select", table.name, session.attempt(me, _any(table, others)))]
+    for name, context in _blind(session, party).items():
+        rows += _try_blind(session, tried, name, context)
+    if tried.whole not in session.settings.read_by_all:
+        rows += _read_nobodys(session, tried, "", me)
+    rows += _write_nobodys(session, tried, "", me)
+    take = "UPDATE {table} SET {column} = %s WHERE CURRENT OF "
+    if tried.nobodys:
+        rows.append(_write(session, tried, "take over nobody's row", me, take + "{nobodys_row}", party.mine))
     if other:
-        given = list(other.given.values())
-        for what, context in (("insert", me), ("insert with empty context", nobody)):
-            rows.append(_check(what, table.name, session.attempt(context, insert(table, other.given), given)))
-        theirs = other.row[column]
-        rows.append(tried("update", me, "UPDATE {table} SET {column} = {column} WHERE {column} = %s", theirs))
-        take = "UPDATE {table} SET {column} = %s WHERE CURRENT OF {other_row}"
-        own = party.mine if table.tenant else (mine or other).row[column]
-        rows.append(tried("take over", me, take, own))
-        rows.append(tried("update with empty context", nobody, take, theirs))
-        for what, context in (("delete", me), ("delete with empty context", nobody)):
-            rows.append(tried(what, context, "DELETE FROM {table} WHERE CURRENT OF {other_row}"))
+        theirs = other.row[tried.column]
+        update = "UPDATE {table} SET {column} = {column} WHERE {column} = %s"
+        own = party.mine if table.tenant else (mine or other).row[tried.column]
+        rows += [
+            _insert(session, tried, "insert", me, other),
+            _write(session, tried, "update", me, update, theirs),
+            _write(session, tried, "take over", me, take + "{other_row}", own),
+            _write(session, tried, "delete", me, "DELETE FROM {table} WHERE CURRENT OF {other_row}"),
+        ]
     if mine and other:
-        to = party.third if table.tenant else other.row[column]
-        rows.append(tried("hand over", me, "UPDATE {table} SET {column} = %s WHERE CURRENT OF {my_row}", to))
+        to = party.third if table.tenant else other.row[tried.column]
+        rows.append(_write(session, tried, "hand over", me, take + "{mine_row}", to))
     if mine:
-        condition = sql.SQL("{} = {}").format(sql.Identifier(column), sql.Literal(mine.row[column]))
+        condition = sql.SQL("{} = {}").format(sql.Identifier(tried.column), sql.Literal(mine.row[tried.column]))
         seen = session.attempt(me, _any(table, condition))
         # A table may be closed to the application; one that is not must show a tenant its own row.
         status = "ok" if seen in ("1 row", "refused") else "unexpected"
@@ -262,7 +322,7 @@ def read_view_unset(session: Session, view: View) -> list[Check]:
     if not view.tenant:
         return []
     anyone = _any(view, sql.SQL("{} IS NOT NULL").format(sql.Identifier(view.tenant)))
-    return [_check(_NO_CONTEXT, view.name, session.attempt(session.context(None), anyone))]
+    return [_check("select with no context", view.name, session.attempt(session.context(None), anyone))]
 
 
 def try_view(session: Session, view: View, party: Party) -> list[Check]:

@@ -22,7 +22,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 
 #: Kinds of a snapshot in the order in which an operator wants to read their differences.
-_KINDS = {
+KINDS = {
     "extensions": "extension",
     "schemas": "schema",
     "types": "type",
@@ -45,15 +45,21 @@ _PARTS = {
     "grants": "grant",
     "column_grants": "column grant",
 }
+#: Parts that open what is there or change what it does: a stray one is no drift that may wait.
+_OPENING = frozenset({"grants", "column_grants", "policies", "triggers", "rules"})
 
 
 class _Health(t.NamedTuple):
-    """A look for objects that are there but do not work: C(query) returns their names and what is wrong."""
+    """A look for objects that are there but do not work: C(query) returns their names and what is wrong.
+
+    C(since) is the server_version_num of the first PostgreSQL that can answer.
+    """
 
     check: str
     query: t.LiteralString
     expected: str
     hint: str
+    since: int = 0
 
 
 _HEALTH = (
@@ -119,16 +125,19 @@ _HEALTH = (
         WHERE c.collversion IS DISTINCT FROM pg_collation_actual_version(c.oid) AND c.collversion IS NOT NULL
           AND (c.oid >= 16384 OR EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refobjid = c.oid
                                          AND d.refclassid = 'pg_catalog.pg_collation'::regclass))
-        UNION ALL
-        SELECT 'database ' || quote_ident(datname), 'made with version ' || (to_jsonb(d) ->> 'datcollversion')
-        FROM pg_catalog.pg_database d, pg_catalog.pg_collation c
-        WHERE datname = current_database() AND to_jsonb(d) ->> 'datcollversion' IS NOT NULL
-          AND to_jsonb(d) ->> 'datlocprovider' = 'c' AND c.collname = d.datcollate AND c.collprovider = 'c'
-          AND c.collencoding IN (-1, d.encoding)
-          AND to_jsonb(d) ->> 'datcollversion' <> pg_collation_actual_version(c.oid)
         """,
         "that of the operating system",
         "Indexes on text may be in a wrong order: REINDEX, then ALTER … REFRESH COLLATION VERSION.",
+    ),
+    _Health(
+        "collation version of the database",
+        """
+        SELECT quote_ident(datname), 'made with version ' || datcollversion FROM pg_catalog.pg_database
+        WHERE datname = current_database() AND datcollversion <> pg_database_collation_actual_version(oid)
+        """,
+        "that of its provider",
+        "Indexes on text may be in a wrong order: REINDEX DATABASE, then ALTER DATABASE … REFRESH COLLATION VERSION.",
+        since=150000,
     ),
 )
 
@@ -185,7 +194,7 @@ ORDER BY 1
 
 @dataclass(frozen=True)
 class Check:
-    """One check: C(status) is C(ok), C(failed), C(unexpected) (there, but not in the expectation) or C(allowed)."""
+    """One check: C(status) is C(ok), C(failed), C(unexpected) (there, no danger, not expected) or C(allowed)."""
 
     check: str
     object: str
@@ -199,9 +208,10 @@ def compare(expected: Snapshot, actual: Snapshot) -> list[Check]:
     """Compare two snapshots; a row for every property that was looked at.
 
     Extensions are compared by minimum version. Where the expectation says nothing of a kind, nothing is compared.
+    What is not expected has failed if it opens or changes what is there; only what stands alone is C(unexpected).
     """
     rows: list[Check] = []
-    for kind, title in _KINDS.items():
+    for kind, title in KINDS.items():
         if kind not in expected:
             continue
         want, have = expected[kind] or {}, actual.get(kind) or {}
@@ -212,8 +222,34 @@ def compare(expected: Snapshot, actual: Snapshot) -> list[Check]:
                 rows.append(_minimum(name, str(value), str(have[name])))
             else:
                 rows += _compare_object(title, name, value, have[name])
-        rows += [Check(title, name, "unexpected", "absent", "present") for name in have if name not in want]
+        for name in [name for name in have if name not in want]:
+            danger = _danger(kind, name, have[name], want)
+            rows.append(Check(title, name, "failed" if danger else "unexpected", "absent", "present", danger))
     return rows
+
+
+def _danger(kind: str, name: str, have: t.Any, want: t.Mapping[str, t.Any]) -> str:
+    """Return how an object that is not expected opens or changes what is there; empty if it only stands alone.
+
+    Args:
+        kind: of the object.
+        name: of the object.
+        have: its properties.
+        want: the expected objects of its kind.
+    """
+    if kind == "default_privileges":
+        return "Whatever is made from now on gets other rights."
+    if kind == "others":
+        return "It acts on statements that were there before." if name.startswith("event trigger ") else ""
+    if not isinstance(have, dict):
+        return ""
+    if kind == "functions":
+        return "It runs with the rights of its owner." if have.get("security") == "definer" else ""
+    if kind in ("views", "materialized_views"):
+        by_reader = re.search(r"security_invoker=(true|on|1)", have.get("options") or "")
+        return "It is granted, and reads with the rights of its owner." if have.get("grants") and not by_reader else ""
+    parents = str(have.get("inherits", "")).split(", ")
+    return "It adds rows to its parent." if any(x in want or f"public.{x}" in want for x in parents) else ""
 
 
 def _compare_object(title: str, name: str, want: t.Any, have: t.Any) -> list[Check]:
@@ -229,7 +265,8 @@ def _compare_object(title: str, name: str, want: t.Any, have: t.Any) -> list[Che
                 if part not in inner_have:
                     rows.append(Check(_PARTS[key], label, "failed", str(inner_want[part]), "missing"))
                 elif part not in inner_want:
-                    rows.append(Check(_PARTS[key], label, "unexpected", "absent", str(inner_have[part])))
+                    status = "failed" if key in _OPENING else "unexpected"
+                    rows.append(Check(_PARTS[key], label, status, "absent", str(inner_have[part])))
                 else:
                     rows.append(_equal(_PARTS[key], label, inner_want[part], inner_have[part]))
         else:
@@ -259,6 +296,8 @@ def health(connection: psycopg.Connection[t.Any]) -> list[Check]:
     """Look for what is there but does not work: invalid indexes, constraints never validated, disabled triggers."""
     rows = []
     for look in _HEALTH:
+        if connection.info.server_version < look.since:
+            continue
         broken = connection.execute(look.query).fetchall()
         rows += [Check(look.check, name, "failed", look.expected, actual, look.hint) for name, actual in broken]
         if not broken:
@@ -423,16 +462,20 @@ def allow(rows: t.Iterable[Check], allowances: t.Sequence[Allowance], today: dt.
     return result
 
 
-def junit_of(rows: t.Sequence[Check], *, suite: str, seconds: float) -> bytes:
-    """Return the checks as JUnit XML, as AWX, GitLab and Jenkins read it; allowed ones are skipped with the reason."""
-    counts = Counter(row.status for row in rows)
+def junit_of(rows: t.Sequence[Check], *, suite: str, seconds: float, unexpected_fails: bool = False) -> bytes:
+    """Return the checks as JUnit XML, as AWX, GitLab and Jenkins read it.
+
+    Allowed ones are skipped with the reason, and so are unexpected ones, unless they end the run red.
+    """
+    red = {"failed", "unexpected"} if unexpected_fails else {"failed"}
+    counts = Counter("red" if row.status in red else row.status for row in rows)
     root = ET.Element("testsuites")
     top = ET.SubElement(
         root,
         "testsuite",
         name=suite,
         tests=str(len(rows)),
-        failures=str(counts["failed"]),
+        failures=str(counts["red"]),
         skipped=str(counts["allowed"] + counts["unexpected"]),
         errors="0",
         time=f"{seconds:.3f}",
@@ -440,7 +483,7 @@ def junit_of(rows: t.Sequence[Check], *, suite: str, seconds: float) -> bytes:
     for row in rows:
         case = ET.SubElement(top, "testcase", classname=row.check, name=_printable(row.object))
         told = _printable(f"expected {row.expected or 'nothing'}, is {row.actual or 'missing'}. {row.hint}")
-        if row.status == "failed":
+        if row.status in red:
             ET.SubElement(case, "failure", message=told)
         elif row.status != "ok":
             ET.SubElement(case, "skipped", message=f"{row.status}: {told}")

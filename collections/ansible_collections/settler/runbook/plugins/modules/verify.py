@@ -27,7 +27,8 @@ description:
 options:
   expected:
     description:
-      - YAML file of the expectation, on the host where the module runs, in the shape of RV(catalogue).
+      - YAML file of the expectation, on the host where the module runs, in the shape of RV(catalogue). One that lacks
+        a kind of objects is refused, because nothing of it would be compared.
       - Without it the catalogue is only read.
     type: path
   role_names:
@@ -40,7 +41,11 @@ options:
     elements: str
     default: [runbook]
   unexpected:
-    description: What to do about objects that the expectation does not have.
+    description:
+      - What to do about objects that the expectation does not have and that only stand beside what is there.
+      - What opens or changes what is there fails whatever this says - grants, default privileges, policies, triggers,
+        rules, event triggers, SECURITY DEFINER functions, views with their owner's rights that are granted,
+        tables that inherit from expected ones.
     type: str
     choices: [warn, fail, ignore]
     default: warn
@@ -70,7 +75,9 @@ options:
         type: str
         required: true
   junit:
-    description: File to write all checks to as JUnit XML, on the host where the module runs; not in check mode.
+    description:
+      - File to write all checks to as JUnit XML, on the host where the module runs; not in check mode.
+      - An older file is removed first, so that there is none if the verification cannot be made.
     type: path
   json:
     description:
@@ -139,6 +146,16 @@ options:
         type: list
         elements: str
         default: []
+      read_by_all:
+        description: Tables whose rows without a tenant every tenant may read. Those of others nobody may.
+        type: list
+        elements: str
+        default: [feature_flags, blocked_ips]
+      inserted_by_all:
+        description: Tables into which every session may insert rows without a tenant. Nobody changes or deletes them.
+        type: list
+        elements: str
+        default: [security_events]
       values:
         description: Values for probe rows where a type's own value breaks a rule, by C(table.column).
         type: dict
@@ -291,6 +308,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._ledger import Led
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
 from ansible_collections.settler.runbook.plugins.module_utils._probe_rows import Settings
 from ansible_collections.settler.runbook.plugins.module_utils._verify import (
+    KINDS,
     Check,
     allow,
     compare,
@@ -312,6 +330,8 @@ if t.TYPE_CHECKING:
 def work(module: AnsibleModule) -> dict[str, t.Any]:
     """Compare, look for what is broken, prove isolation; raise if a check failed."""
     params = module.params
+    if not module.check_mode:
+        _remove_files(params)
     expected = read_expectation(params["expected"]) if params["expected"] else None
     allowances = read_allowances(params["allow"])
     began = time.monotonic()
@@ -326,13 +346,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
             facts["expected_digest"] = digest(expected)
         facts["recorded"] = bool(params["record"]) and not module.check_mode and _record(connection, params, facts)
     if not module.check_mode:
-        seconds = time.monotonic() - began
-        if params["junit"]:
-            suite = f"verify {params['login_db']}"
-            write_private(Path(params["junit"]), junit_of(rows, suite=suite, seconds=seconds))
-        if params["json"]:
-            facts_of_run = {"database": params["login_db"], "run_id": params["run_id"], "seconds": round(seconds, 3)}
-            write_private(Path(params["json"]), json_of(rows, **facts_of_run, **facts))
+        _write_files(params, rows, facts, time.monotonic() - began)
     result: dict[str, t.Any] = {
         "changed": facts["recorded"],
         "checks": [dataclasses.asdict(row) for row in rows if row.status != "ok"],
@@ -392,7 +406,7 @@ def _look(
         rows += data(connection, params)
     proof = Proof()
     if isolation:
-        proof = prove(connection, Settings(**{**isolation, "exclude": tuple(isolation["exclude"])}))
+        proof = prove(connection, Settings(**isolation))
         rows += proof.rows
     return (
         catalogue,
@@ -419,6 +433,25 @@ def _record(connection: psycopg.Connection[t.Any], params: t.Mapping[str, t.Any]
     return True
 
 
+def _remove_files(params: t.Mapping[str, t.Any]) -> None:
+    """Remove the files of an earlier run, which would be taken for this one's if it fails early."""
+    for path in (params["junit"], params["json"]):
+        if path:
+            Path(path).unlink(missing_ok=True)
+
+
+def _write_files(
+    params: t.Mapping[str, t.Any], rows: t.Sequence[Check], facts: t.Mapping[str, t.Any], seconds: float
+) -> None:
+    """Write all checks for those who read them later."""
+    if params["junit"]:
+        suite, fails = f"verify {params['login_db']}", params["unexpected"] == "fail"
+        write_private(Path(params["junit"]), junit_of(rows, suite=suite, seconds=seconds, unexpected_fails=fails))
+    if params["json"]:
+        facts_of_run = {"database": params["login_db"], "run_id": params["run_id"], "seconds": round(seconds, 3)}
+        write_private(Path(params["json"]), json_of(rows, **facts_of_run, **facts))
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner can read, whole or not at all."""
     new = path.with_name(f".{path.name}.new")
@@ -429,7 +462,11 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def read_expectation(path: str) -> Snapshot:
-    """Read a YAML file that maps kinds to objects."""
+    """Read a YAML file that maps each kind to its objects.
+
+    Raises:
+        RunbookError: it cannot be read, or a kind is missing.
+    """
     if not HAS_YAML:
         raise RunbookError("PyYAML is missing on this host", hint="pip install PyYAML")
     try:
@@ -438,6 +475,11 @@ def read_expectation(path: str) -> Snapshot:
         raise RunbookError(f"{path}: {error}", hint="tools/expect.py writes this file.") from error
     if not isinstance(content, dict):
         raise RunbookError(f"{path}: not a mapping of kinds to objects", hint="tools/expect.py writes this file.")
+    if missing := [kind for kind in KINDS if kind not in content]:
+        raise RunbookError(
+            f"{path}: it says nothing of {', '.join(missing)}",
+            hint="Nothing of what is missing would be compared. A kind of which nothing is expected is written as {}.",
+        )
     return content
 
 
@@ -479,6 +521,8 @@ def main() -> None:
                     "tenant_column": {"type": "str", "default": "tenant_id"},
                     "setting": {"type": "str", "default": "app.current_tenant_id"},
                     "exclude": {"type": "list", "elements": "str", "default": []},
+                    "read_by_all": {"type": "list", "elements": "str", "default": ["feature_flags", "blocked_ips"]},
+                    "inserted_by_all": {"type": "list", "elements": "str", "default": ["security_events"]},
                     "values": {"type": "dict", "default": {}},
                 },
             },
