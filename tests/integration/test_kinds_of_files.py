@@ -13,6 +13,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._pending import pe
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options
 
 from tests.support import (
+    PROJECT,
     Background,
     as_migrator,
     migration,
@@ -41,7 +42,12 @@ def test_repeatable_file_is_applied_after_the_versioned_ones_and_again_when_it_c
     assert [one.file for one in done.applied] == ["001_test.sql", "R__view.sql"]
     assert apply(database, [TABLE, view]).applied == []
     changed = migration(VIEW.format(1), "R__view.sql")
+    before = ask(database, "SELECT pg_current_wal_insert_lsn()::text")
     assert [one.file for one in apply(database, [TABLE, changed], run_id="run-2").applied] == ["R__view.sql"]
+    assert ask(database, "SELECT lsn_before >= %s::pg_lsn FROM runbook.migrations WHERE file = 'R__view.sql'", before)
+    documented = (PROJECT / "docs/ledger.md").read_text(encoding="utf-8").split("## Reading it")[1]
+    for query in re.findall(r"^ {4}(SELECT .*)$", documented, re.MULTILINE):
+        assert ask(database, query)
     assert ask(database, "SELECT n FROM w") == 0
     assert ask(database, "SELECT checksum FROM runbook.migrations WHERE kind = 'repeatable'") == changed.checksum
     assert ask(database, "SELECT array_agg(event || ' ' || run_id ORDER BY id) FROM runbook.events") == [

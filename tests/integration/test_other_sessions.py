@@ -519,9 +519,16 @@ def test_restore_point_is_made_where_that_is_granted(cluster, new_database, conn
     with connect(database) as session:
         session.execute(f"GRANT EXECUTE ON FUNCTION pg_create_restore_point TO {roles.migrator}")
         wal_level = session.execute("SHOW wal_level").fetchone()
-    apply(database, [TABLE, ALTER])
-    expected = None if wal_level == ("minimal",) else "runbook:run-1:002_step.sql"
-    assert ask(database, "SELECT restore_point FROM runbook.migrations WHERE file = '002_step.sql'") == expected
+    batch = "-- runbook: batch-table=b batch-key=i\nUPDATE b SET i = i WHERE i BETWEEN :from AND :to;"
+    others = [
+        migration("-- runbook: no-transaction\nVACUUM a;", "003_vacuum.sql"),
+        migration(batch, "004_b.batch.sql"),
+    ]
+    made = migration("CREATE TABLE b (i int PRIMARY KEY);", "002_step.sql")
+    apply(database, [TABLE, made, *others])
+    for file in [made, *others]:
+        expected = None if wal_level == ("minimal",) else f"runbook:run-1:{file.file}"
+        assert ask(database, "SELECT restore_point FROM runbook.migrations WHERE file = %s", file.file) == expected
 
 
 def test_ledger_of_the_first_version_is_completed(new_database, connect, apply, ask):

@@ -23,8 +23,13 @@ CREATE TYPE mood AS ENUM ('sad');
 #: Those that only the server can judge, because the catalogue decides; the engine learns it from the error.
 BY_CATALOGUE = {"REINDEX TABLE parted", "REINDEX INDEX parted_id", "CLUSTER parted USING parted_id"}
 
-#: Refused by the server only of a subscription that has a slot; the engine refuses them all.
-STRICTER = {"DROP SUBSCRIPTION IF EXISTS never"}
+#: Refused by the server only of a subscription that is there; the engine refuses them all.
+STRICTER = {
+    "DROP SUBSCRIPTION IF EXISTS never",
+    "ALTER SUBSCRIPTION never REFRESH PUBLICATION",
+    "ALTER SUBSCRIPTION never SET PUBLICATION p",
+    "ALTER SUBSCRIPTION never ADD PUBLICATION p WITH (copy_data = false)",
+}
 
 COMMANDS = [
     "CREATE DATABASE never",
@@ -65,6 +70,14 @@ COMMANDS = [
     "CREATE SUBSCRIPTION s CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false)",
     "CREATE SUBSCRIPTION s CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false, create_slot = false)",
     "DROP SUBSCRIPTION IF EXISTS never",
+    "ALTER SUBSCRIPTION never REFRESH PUBLICATION",
+    "ALTER SUBSCRIPTION never SET PUBLICATION p",
+    "ALTER SUBSCRIPTION never SET PUBLICATION p WITH (refresh = false)",
+    "ALTER SUBSCRIPTION never ADD PUBLICATION p WITH (copy_data = false)",
+    "ALTER DATABASE never SET TABLESPACE pg_default",
+    "ALTER DATABASE never SET work_mem = '4MB'",
+    "REINDEX DATABASE never",
+    "REINDEX SYSTEM never",
     "COMMENT ON TABLE t IS 'x'",
     "LOCK TABLE t",
 ]

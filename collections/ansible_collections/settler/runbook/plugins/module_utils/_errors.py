@@ -31,7 +31,8 @@ HINTS: dict[str, str | dict[str, str]] = {
     "23503": "Rows refer to rows that do not exist. Find and repair them before the constraint is added.",
     "23505": "Rows with the same key exist. Find and merge them before the unique index is made.",
     "23514": "Existing rows break the check. Repair them first.",
-    "25001": "This statement cannot run inside a transaction block.",
+    "25001": "This statement cannot run inside a transaction block: put it into a file of its own that begins with the "
+    "line -- runbook: no-transaction",
     "25006": "The server or the session is read-only: connect to the primary.",
     "2BP01": "Other objects depend on this one: change them first. CASCADE would drop them too.",
     "3D000": "The database does not exist: playbooks/setup.yml makes it.",

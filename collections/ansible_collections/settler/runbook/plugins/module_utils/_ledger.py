@@ -100,7 +100,8 @@ ON CONFLICT (file) DO UPDATE SET (state, checksum, checksum_algorithm, applied_a
   = (excluded.state, excluded.checksum, excluded.checksum_algorithm, clock_timestamp(), excluded.duration_ms,
     excluded.statements, excluded.attempts, excluded.applied_by, excluded.applied_as, excluded.os_user,
     excluded.job_id, excluded.run_id, excluded.backend_pid, excluded.database_name, excluded.server_version,
-    excluded.system_identifier, least(m.lsn_before, excluded.lsn_before), excluded.lsn_after, excluded.restore_point,
+    excluded.system_identifier, CASE m.state WHEN 'running' THEN m.lsn_before ELSE excluded.lsn_before END,
+    excluded.lsn_after, CASE m.state WHEN 'running' THEN m.restore_point ELSE excluded.restore_point END,
     m.touched || excluded.touched)"""
 _EVENT = "INSERT INTO {schema}.events (run_id, event, file, detail) VALUES ({run_id}, %(event)s, %(file)s, %(detail)s)"
 

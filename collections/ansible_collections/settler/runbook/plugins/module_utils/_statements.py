@@ -379,6 +379,13 @@ def _refusals() -> dict[type, tuple[str, t.Callable[[t.Any], bool] | None]]:
         enums.ReindexObjectType.REINDEX_OBJECT_DATABASE,
     }
     detach = enums.AlterTableType.AT_DetachPartition
+    subscribing = enums.AlterSubscriptionType
+    refreshing = {
+        subscribing.ALTER_SUBSCRIPTION_REFRESH,
+        subscribing.ALTER_SUBSCRIPTION_SET_PUBLICATION,
+        subscribing.ALTER_SUBSCRIPTION_ADD_PUBLICATION,
+        subscribing.ALTER_SUBSCRIPTION_DROP_PUBLICATION,
+    }
     return {
         ast.CreatedbStmt: ("CREATE DATABASE", None),
         ast.DropdbStmt: ("DROP DATABASE", None),
@@ -402,6 +409,10 @@ def _refusals() -> dict[type, tuple[str, t.Callable[[t.Any], bool] | None]]:
         ast.CreateSubscriptionStmt: (
             "CREATE SUBSCRIPTION that makes a slot",
             lambda node: _option(node.options, "connect", True) and _option(node.options, "create_slot", True),
+        ),
+        ast.AlterSubscriptionStmt: (
+            "ALTER SUBSCRIPTION that refreshes",
+            lambda node: node.kind in refreshing and _option(node.options, "refresh", True),
         ),
         ast.DiscardStmt: ("DISCARD ALL", lambda node: node.target == enums.DiscardMode.DISCARD_ALL),
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import typing as t
 
-from ansible_collections.settler.runbook.plugins.module_utils._connection import set_role
+from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._effects import ACCESS_SHARE, ROW_SHARE
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import text_checksum
@@ -44,7 +44,15 @@ RUNNING, DONE, FAILED = "running", "done", "failed"
 
 
 def begin(work: Work, script: Script) -> str:
-    """Write the C(running) row of a file before it changes anything; returns the position in the log."""
+    """Write the C(running) row of a file before it changes anything; returns the position in the log.
+
+    One that is there already keeps its position and its restore point: they are of before the file.
+    """
+    restore_point = work.restore_point_of(script)
+    if restore_point:
+        work.close()
+        reset(work.connection)  # the right to make one is the login's
+        work.connection.execute("SELECT pg_create_restore_point(%s)", [restore_point])
     work.as_owner()
     if not work.ledger.is_known_current:
         work.ledger.create()
@@ -58,6 +66,7 @@ def begin(work: Work, script: Script) -> str:
         job_id=work.options.job_id,
         statements=len(script.statements),
         lsn_before=lsn,
+        restore_point=restore_point,
     )
     return lsn
 

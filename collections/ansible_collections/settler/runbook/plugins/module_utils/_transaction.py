@@ -176,9 +176,9 @@ def _opening(work: Work, script: Script) -> tuple[bytes, str | None]:
     gentle = bool(script.statements) and all(one.waits == "B" for one in script.statements)
     begin = _begin(work.connection, work.key, work.timeouts(script, "B" if gentle else "A"))
     role = _role(work.connection, work.role_of(script))
-    if not work.restore_points:
+    name = work.restore_point_of(script)
+    if name is None:
         return b"; ".join([begin, role]), None
-    name = f"runbook:{work.options.run_id}:{script.file.file}"[:63]
     point = b", pg_create_restore_point(%b)" % literal(work.connection, name)
     return b"; ".join([begin + point, role]), name
 

@@ -64,6 +64,10 @@ class Work:
         """Return the role that a file works as."""
         return script.file.directives.role or self.options.role
 
+    def restore_point_of(self, script: Script) -> str | None:
+        """Return the name of the restore point before a file, if the login may make one."""
+        return f"runbook:{self.options.run_id}:{script.file.file}"[:63] if self.restore_points else None
+
     def settle(self, script: Script, waits: str = "A") -> None:
         """Give the session the settings of a file, with the lock timeout of a class of statements."""
         self.close()
