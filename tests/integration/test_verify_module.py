@@ -260,6 +260,35 @@ def test_rights_that_no_dump_carries_are_looked_at(make, connect, change, caught
     assert all(row.hint for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("change", "caught"),
+    [
+        ("GRANT CREATE ON DATABASE {} TO settler_app", ("database grant", "failed", "CONNECT, CREATE")),
+        ("GRANT TEMPORARY ON DATABASE {} TO settler_app WITH GRANT OPTION",
+         ("database grant", "failed", "CONNECT, TEMPORARY")),
+        ("GRANT CREATE ON DATABASE {} TO pg_monitor", ("database grant", "failed", "CREATE")),
+        ("ALTER DATABASE {} SET session_replication_role = replica",
+         ("setting", "failed", "session_replication_role=replica")),
+        ("ALTER DATABASE {} SET row_security = off", ("setting", "failed", "row_security=off")),
+        ("ALTER ROLE settler_app IN DATABASE {} SET session_replication_role = replica",
+         ("setting", "failed", "session_replication_role=replica")),
+        ("ALTER ROLE settler_migrator IN DATABASE {} SET row_security = no", ("setting", "failed", "row_security=no")),
+        ("ALTER DATABASE {} CONNECTION LIMIT 0", ("application may connect", "failed", "CONNECTION LIMIT 0")),
+        ("ALTER ROLE settler_app NOLOGIN", ("application may connect", "failed", "NOLOGIN")),
+        ("ALTER ROLE settler_owner SUPERUSER", ("role", "failed", "SUPERUSER")),
+        ("ALTER ROLE settler_migrator SUPERUSER", ("role", "failed", "SUPERUSER")),
+    ],
+)  # fmt: skip
+def test_what_roles_may_and_have_set_is_looked_at(make, connect, change, caught):
+    name = make()
+    session = connect(name)
+    with session.transaction(force_rollback=True):  # roles are those of the other tests, too
+        session.execute(sql.SQL(change).format(sql.Identifier(name)))
+        rows = database(session, "settler_owner", "settler_app", roles=["settler_migrator"])
+    assert [(row.check, row.status, row.actual) for row in rows if row.status != "ok"] == [caught]
+    assert all(row.hint for row in rows if row.status != "ok")
+
+
 def test_an_application_that_a_window_keeps_out_is_no_alarm(make, cluster, roles, connect):
     name = make()
     connect(name).execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM settler_app").format(sql.Identifier(name)))

@@ -146,8 +146,33 @@ _DATABASE = """
 SELECT d.datname, pg_get_userbyid(d.datdba),
     (SELECT string_agg(privilege_type, ', ' ORDER BY privilege_type)
      FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) WHERE grantee = 0),
-    (SELECT has_database_privilege(r.oid, d.oid, 'CONNECT') FROM pg_catalog.pg_roles r WHERE r.rolname = %s)
+    (SELECT concat_ws(', ',
+        CASE WHEN NOT has_database_privilege(r.oid, d.oid, 'CONNECT') THEN 'may not connect' END,
+        CASE WHEN NOT r.rolcanlogin THEN 'NOLOGIN' END,
+        CASE WHEN 0 IN (r.rolconnlimit, d.datconnlimit) THEN 'CONNECTION LIMIT 0' END)
+     FROM pg_catalog.pg_roles r WHERE r.rolname = %s)
 FROM pg_catalog.pg_database d WHERE d.datname = current_database()
+"""
+
+#: Rights on the database by grantee, but for the owner's and everybody's.
+_DATABASE_GRANTS = """
+SELECT pg_get_userbyid(a.grantee), string_agg(a.privilege_type, ', ' ORDER BY a.privilege_type),
+    bool_or(a.privilege_type = 'CREATE' OR a.is_grantable)
+FROM pg_catalog.pg_database d, aclexplode(d.datacl) a
+WHERE d.datname = current_database() AND a.grantee NOT IN (0, d.datdba) GROUP BY 1 ORDER BY 1
+"""
+
+#: Settings of the database and of roles that take the effect of keys, triggers or policies away, or change whose
+#: rights hold and what a query means.
+_SETTINGS = """
+SELECT concat_ws(' in ', 'role ' || quote_ident(r.rolname), 'database ' || quote_ident(d.datname)), c.entry
+FROM pg_catalog.pg_db_role_setting s CROSS JOIN LATERAL unnest(s.setconfig) c (entry)
+LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
+WHERE (s.setdatabase = 0 OR d.datname = current_database()) AND (s.setrole = 0 OR r.rolname = ANY (%s))
+  AND (split_part(c.entry, '=', 1) IN ('role', 'session_authorization', 'ignore_system_indexes', 'zero_damaged_pages',
+                                       'transform_null_equals', 'standard_conforming_strings')
+       OR c.entry ~ '^session_replication_role=(?!origin)' OR c.entry ~* '^row_security=(off|false|no|0)')
+ORDER BY 1, 2
 """
 
 #: Sequences that a column owns, and those that its default draws from without owning them. A role that policies bind
@@ -306,20 +331,26 @@ def health(connection: psycopg.Connection[t.Any]) -> list[Check]:
 
 
 def database(
-    connection: psycopg.Connection[t.Any], owner: str | None, application: str | None, *, kept_out: bool = False
+    connection: psycopg.Connection[t.Any],
+    owner: str | None,
+    application: str | None,
+    *,
+    roles: t.Collection[str] = (),
+    kept_out: bool = False,
 ) -> list[Check]:
-    """Look at the rights on the database itself, which a restore by hand loses.
+    """Look at the rights on the database itself, which a restore by hand loses, and at what its roles may and have set.
 
     Args:
         connection: any role.
         owner: who must own the database; None if that does not matter.
         application: who must be able to connect, if anybody.
+        roles: further ones that the database is made for, such as the migrator.
         kept_out: whether a maintenance window keeps the application out on purpose.
     """
     row = connection.execute(_DATABASE, [application]).fetchone()
     assert row is not None
-    name, owned_by, everybody, connects = row
-    rows = []
+    name, owned_by, everybody, hindered = row
+    rows = _roles(connection, {role for role in (owner, application, *roles) if role}, name)
     if owner:
         ok = owned_by == owner
         hint = "" if ok else "ALTER DATABASE … OWNER TO …"
@@ -329,11 +360,31 @@ def database(
         Check("database rights of PUBLIC", name, "unexpected" if everybody else "ok", "none", everybody or "none", hint)
     )
     if application and not kept_out:
-        hint = (
-            "" if connects else "GRANT CONNECT, or if a maintenance window is open: playbooks/maintenance.yml ends it."
+        connects = hindered == ""  # none if there is no such role
+        told = (
+            "GRANT CONNECT, LOGIN and a limit; or if a maintenance window is open: playbooks/maintenance.yml ends it."
         )
-        actual = "may connect" if connects else "may not connect"
+        hint = "" if connects else told
+        actual = "may connect" if connects else hindered or "may not connect"
         rows.append(Check("application may connect", name, "ok" if connects else "failed", "may connect", actual, hint))
+    return rows
+
+
+def _roles(connection: psycopg.Connection[t.Any], roles: t.Collection[str], name: str) -> list[Check]:
+    """Look at who has rights on the database, and at what it and its roles are and have set."""
+    rows = []
+    for grantee, rights, opens in connection.execute(_DATABASE_GRANTS).fetchall():
+        status, hint = ("failed", "REVOKE … ON DATABASE … FROM …: it is the owner's.") if opens else ("ok", "")
+        rows.append(Check("database grant", f"{name}: {grantee}", status, "CONNECT, TEMPORARY", rights, hint))
+    told = "ALTER … RESET: every session has it from its start."
+    found = connection.execute(_SETTINGS, [sorted(roles)]).fetchall()
+    rows += [Check("setting", what, "failed", "none that changes what holds", entry, told) for what, entry in found]
+    if not found:
+        rows.append(Check("setting", "all"))
+    query = "SELECT rolname, rolsuper FROM pg_catalog.pg_roles WHERE rolname = ANY (%s) ORDER BY 1"
+    for role, is_super in connection.execute(query, [sorted(roles)]).fetchall():
+        status, actual = ("failed", "SUPERUSER") if is_super else ("ok", "NOSUPERUSER")
+        rows.append(Check("role", role, status, "NOSUPERUSER", actual, "ALTER ROLE … NOSUPERUSER." if is_super else ""))
     return rows
 
 

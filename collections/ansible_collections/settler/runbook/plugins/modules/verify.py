@@ -393,7 +393,9 @@ def _look(
     rows = compare(expected, catalogue) if expected is not None else []
     rows += health(connection)
     application = params["isolation"]["role"] if params["isolation"] else None
-    rows += database(connection, params["set_role"], application, kept_out=params["kept_out"])
+    rows += database(
+        connection, params["set_role"], application, roles=params["role_names"], kept_out=params["kept_out"]
+    )
     found, unread_sequences = sequences(connection)
     rows += found
     if unread_sequences:
