@@ -141,6 +141,23 @@ def test_what_is_no_type_change_writes_no_table_anew(new_database, connect):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("SET search_path = extra, public;\nDROP TABLE kept;", "drop-table kept"),
+        ("SET LOCAL search_path TO extra;\nALTER TABLE kept DROP COLUMN id;", "drop-column kept.id"),
+        ("SET SCHEMA 'extra';\nDROP TABLE kept;", "drop-table kept"),
+        ("SET search_path = extra;\nDROP TABLE child;", ""),
+        ("SET search_path = extra;\nRESET search_path;\nDROP TABLE kept;", ""),
+        ("CREATE TABLE kept (i int);\nSET search_path = extra;\nDROP TABLE kept;", "drop-table kept"),
+    ],
+)
+def test_names_are_looked_for_under_the_search_path_of_the_file(look, text, wanted):
+    first, then = look(migration(text), migration("DROP TABLE kept;", "002_after.sql"))
+    assert _named([first]) == wanted
+    assert _named([then]) == ""  # each file begins with the runbook's own path
+
+
 def test_a_small_table_is_no_hazard_but_a_loss_is(look):
     file = migration("CREATE INDEX ON child (body);\nALTER TABLE child DROP COLUMN note;\n")
     assert _named(look(file, hazard_min_bytes=10 * 1024 * 1024)) == "drop-column child.note"

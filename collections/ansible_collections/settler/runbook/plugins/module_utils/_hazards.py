@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 from dataclasses import asdict, dataclass, replace
 
@@ -30,6 +31,8 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import one_of
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._run import Options
     from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, Statement
+
+_SEARCH_PATH = re.compile(r"(re)?set\s+((session|local)\s+)?(search_path|schema)\b", re.IGNORECASE)
 
 #: Allows every hazard.
 ALL = "all"
@@ -259,25 +262,33 @@ class _Assessment:
     ) -> None:
         self._connection = connection
         self._options = options
-        #: What a name stands for by now: the name that the relation has in the database, or None if the run made it.
-        self._names: dict[str, str | None] = {}
+        #: What a name stands for by now, under a search_path: the name that the relation has in the database, or None
+        #: if the run made it.
+        self._names: dict[tuple[str, str], str | None] = {}
+        self._path = ""  # the SET that the file at hand has given; each file begins without one
         self._checks: dict[tuple[str, str], str] = {}
         self._proved: set[tuple[str, str]] = set()
         effects = [effect for script in scripts for one in script.statements for effect in one.effects]
-        self._relations = _relations(connection, {effect.relation for effect in effects})
+        self._wanted = {effect.relation for effect in effects}
+        #: By the SET under which they were looked for.
+        self._found = {"": _relations(connection, self._wanted)}
 
     def plan_of(self, script: Script) -> FilePlan:
         """Return the plan of the next file."""
-        held: dict[str, str] = {}
+        held: dict[Relation, str] = {}
         hazards: list[Hazard] = []
+        self._path = ""
         for statement in script.statements:
+            if statement.session and _SEARCH_PATH.match(statement.text):
+                self._path = statement.text
             hazards += self._hazards(script, statement, held)
             for effect in statement.effects:
                 relation = self._now(effect.relation)
                 if effect.lock and relation:
-                    held[relation.name] = stronger(held.get(relation.name, ""), effect.lock)
+                    held[relation] = stronger(held.get(relation, ""), effect.lock)
             self._follow(statement)
-        relation, lock = self._strongest(held)
+        relation = max(held, key=lambda one: (LOCKS.index(held[one]), one.bytes), default=None)
+        lock = held[relation] if relation else ""
         return FilePlan(
             script.file.file,
             script.file.version,
@@ -293,30 +304,35 @@ class _Assessment:
             changes=script.file.directives.changes,
         )
 
+    @property
+    def _relations(self) -> dict[str, Relation]:
+        """The relations of the database by their names under the present search_path."""
+        if self._path not in self._found:
+            self._found[self._path] = _relations(self._connection, self._wanted, self._path)
+        return self._found[self._path]
+
+    def _key(self, name: str) -> tuple[str, str]:
+        return ("" if "." in name else self._path), name
+
     def _now(self, name: str) -> Relation | None:
         """Return the relation of the database that a name of the files stands for at this point."""
-        known = self._names.get(name, name)
+        known = self._names.get(self._key(name), name)
         return self._relations.get(known) if known else None
-
-    def _strongest(self, held: t.Mapping[str, str]) -> tuple[Relation | None, str]:
-        """Return the strongest lock, of those the one on the largest relation."""
-        order = sorted(held, key=lambda name: (LOCKS.index(held[name]), self._relations[name].bytes))
-        return (self._relations[order[-1]], held[order[-1]]) if order else (None, "")
 
     def _follow(self, statement: Statement) -> None:
         """Keep in mind what a statement makes of its relations."""
         for effect in statement.effects:
-            current = self._names.get(effect.relation, effect.relation)
+            key = self._key(effect.relation)
             if effect.change == DROPPED or (effect.change == MADE and self._now(effect.relation) is None):
-                self._names[effect.relation] = None
+                self._names[key] = None
             elif effect.change == RENAMED:
-                self._names[effect.name], self._names[effect.relation] = current, None
+                self._names[self._key(effect.name)], self._names[key] = self._names.get(key, effect.relation), None
             elif effect.change == CHECKED:
                 self._checks[effect.relation, effect.name] = effect.column
             elif effect.change == VALIDATED and (effect.relation, effect.name) in self._checks:
                 self._proved.add((effect.relation, self._checks[effect.relation, effect.name]))
 
-    def _hazards(self, script: Script, statement: Statement, held: t.Mapping[str, str]) -> t.Iterator[Hazard]:
+    def _hazards(self, script: Script, statement: Statement, held: t.Mapping[Relation, str]) -> t.Iterator[Hazard]:
         """Yield the hazards of a statement."""
         for risk in (*statement.risks, *self._validations(script, statement, held)):
             for one in self._expanded(risk):
@@ -341,11 +357,11 @@ class _Assessment:
         run = {hazard, ALL} & set(self._options.hazards_allowed)
         return reason or ("migrate_hazards_allowed" if run else "")
 
-    def _validations(self, script: Script, statement: Statement, held: t.Mapping[str, str]) -> t.Iterator[Risk]:
+    def _validations(self, script: Script, statement: Statement, held: t.Mapping[Relation, str]) -> t.Iterator[Risk]:
         """Yield a risk for VALIDATE CONSTRAINT after a statement of the same transaction that keeps writers out."""
         for effect in statement.effects if script.transactional else ():
             relation = self._now(effect.relation)
-            lock = held.get(relation.name, "") if relation else ""
+            lock = held.get(relation, "") if relation else ""
             if effect.change == VALIDATED and lock and LOCKS.index(lock) >= LOCKS.index(SHARE_ROW_EXCLUSIVE):
                 yield Risk("validate-under-lock", effect.relation)
 
@@ -390,12 +406,19 @@ class _Assessment:
         return not risk.type or not _keeps_rows(self._connection, column, risk.type)
 
 
-def _relations(connection: psycopg.Connection[t.Any] | None, names: t.Collection[str]) -> dict[str, Relation]:
-    """Return those relations of the database that bear these names; sizes are estimates where a lock is held."""
+def _relations(
+    connection: psycopg.Connection[t.Any] | None, names: t.Collection[str], path: str = ""
+) -> dict[str, Relation]:
+    """Return those relations of the database that bear these names; sizes are estimates where a lock is held.
+
+    C(path) is a file's own SET search_path, under which it names them.
+    """
     if connection is None or not names:
         return {}
     wanted = [sorted(names)]
-    with connection.transaction():
+    with connection.transaction(force_rollback=True):
+        if path:
+            connection.execute(path.encode())
         connection.execute("SELECT set_config('lock_timeout', '1s', true)")
         try:
             with connection.transaction():
