@@ -313,6 +313,49 @@ def test_the_servers_log_since_the_run_began_is_kept_without_secrets(other, tmp_
         assert [name for name, text in texts.items() if secret in text] == []
 
 
+@pytest.mark.parametrize("other", [16], indirect=True)
+@pytest.mark.parametrize(
+    ("settings", "may_list", "note"),
+    [
+        ({"log_line_prefix": "[%p] %m "}, True, ""),
+        ({"log_destination": "jsonlog"}, True, ""),
+        ({"log_destination": "csvlog"}, True, ""),
+        ({"log_line_prefix": "%n "}, False, "an earlier one needs the right to call pg_ls_logdir()"),
+        ({"log_line_prefix": "%p "}, True, "log_line_prefix has no time"),
+    ],
+)
+def test_the_servers_log_is_kept_in_any_format_and_across_a_rotation(other, tmp_path, settings, may_list, note):
+    with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
+        server.execute("ALTER SYSTEM SET logging_collector = on")
+        server.execute("ALTER SYSTEM SET log_filename = 'log-%Y%m%d%H%M%S'")
+        for name, value in settings.items():
+            server.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+        server.execute("CREATE ROLE reader LOGIN PASSWORD 'reader-secret'")
+        functions = "pg_current_logfile(), pg_stat_file(text), pg_read_file(text, bigint, bigint, boolean)"
+        server.execute(f"GRANT EXECUTE ON FUNCTION {functions}{', pg_ls_logdir()' if may_list else ''} TO reader")
+    restart(other)
+    since = dt.datetime.now(dt.UTC)
+    with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
+        (first,) = server.execute("SELECT pg_current_logfile()").fetchone()
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            server.execute("SELECT FROM before_the_rotation")
+        wait_until(lambda: dt.datetime.now(dt.UTC) - since > dt.timedelta(seconds=1.1))  # another name for the file
+        server.execute("SELECT pg_rotate_logfile()")
+        wait_until(lambda: server.execute("SELECT pg_current_logfile()").fetchone() != (first,))
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            server.execute("SELECT FROM after_the_rotation")
+    arguments = {
+        **login(other, "postgres", "reader", "reader-secret"), "directory": str(tmp_path / "kept"), "run_id": "r1",
+        "since": since.isoformat(), "set_role": None, "ledger_schema": "runbook", "notes": {},
+    }  # fmt: skip
+    assert call_module("diagnostics", arguments)["left_out"] == {}
+    log = (tmp_path / "kept" / "server_log.txt").read_text(encoding="utf-8")
+    assert "after_the_rotation" in log
+    assert ("before_the_rotation" in log) == may_list
+    assert log.startswith("(") == bool(note)
+    assert note in log.splitlines()[0]
+
+
 def restart(cluster):
     program = str(majors.ensure(cluster.state.major)["pg_ctl"])
     subprocess.run(

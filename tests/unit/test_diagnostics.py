@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils._diagnostics import without_secrets
+from ansible_collections.settler.runbook.plugins.module_utils._diagnostics import since_then, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,27 @@ def test_what_is_called_a_secret_is_none_in_data():
         "token": "",
         "name": "x",
     }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{} UTC [42] ERROR:  x",
+        "[42] {}.123 UTC db=a,user=b ERROR:  x",
+        "<2026-11-01 00:00:00 UTC of the session> {} ERROR:  x",
+        '{{"timestamp":"{}.000 UTC","message":"x"}}',
+        '{}.123 UTC,"a","b",42,"[local]",x',
+    ],
+)
+def test_log_is_cut_at_the_run_whatever_its_format(line):
+    old, new = line.format("2026-11-28 06:59:59"), line.format("2026-11-28 07:00:00")
+    more = "\tVALUES ('2026-01-01 00:00:00')"
+    began = ("2026-11-28 07:00:00", 1795849200.5)
+    assert since_then([more, old, more, new, more, new], *began) == ([new, more, new], False)
+    assert since_then([new, more], *began) == ([new, more], True)
+    assert since_then([old, more], *began) == ([], False)
+
+
+def test_log_with_the_time_as_seconds_is_cut_at_the_run():
+    lines = ["[42] 1795849199.900 LOG:  old", "[42] 1795849200.100 LOG:  new"]
+    assert since_then(lines, "2026-11-28 07:00:00", 1795849200.5) == (lines[1:], False)

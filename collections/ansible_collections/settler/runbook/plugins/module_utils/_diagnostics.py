@@ -27,8 +27,9 @@ if t.TYPE_CHECKING:
     import datetime as dt
     from pathlib import Path
 
-#: Bytes of the server's log that are read from its end.
+#: Bytes of the server's log that are read from its end, and that are kept where no line has a time.
 _LOG_BYTES = 4 * 2**20
+_UNTIMED_BYTES = 256 * 2**10
 
 _SESSIONS = """
 SELECT pid, usename AS role, datname AS database, application_name AS application, backend_type, state,
@@ -58,11 +59,22 @@ SELECT datname AS database, pg_get_userbyid(datdba) AS owner, datallowconn AS al
 FROM pg_catalog.pg_database ORDER BY 1
 """
 
-#: Where the log is, and its end; the time is as the log writes it.
+#: Where the log is, when the run began as the log writes it, whether its lines have a time, and what else may be read.
 _LOG = """
-SELECT f.file, s.size, to_char(%s::timestamptz AT TIME ZONE current_setting('log_timezone'), 'YYYY-MM-DD HH24:MI:SS'),
-    pg_read_file(f.file, greatest(0, s.size - %s), %s, true)
-FROM (SELECT pg_current_logfile() AS file) f, LATERAL pg_stat_file(f.file) s
+SELECT file, to_char(%s::timestamptz AT TIME ZONE current_setting('log_timezone'), 'YYYY-MM-DD HH24:MI:SS'),
+    file ~ '[.](csv|json)$' OR current_setting('log_line_prefix') ~ '%%-?[0-9]*[mnt]',
+    has_function_privilege('pg_ls_logdir()', 'EXECUTE')
+FROM pg_current_logfile() file
+"""
+_LOG_FILES = """
+SELECT regexp_replace(%(file)s, '[^/]*$', '') || name FROM pg_ls_logdir()
+WHERE modification >= date_trunc('second', %(since)s::timestamptz)
+  AND substring(name FROM '[.][^.]*$') IS NOT DISTINCT FROM substring(%(file)s FROM '[.][^.]*$')
+ORDER BY modification DESC, name DESC
+"""
+_LOG_END = """
+SELECT size, pg_read_file(%(file)s, greatest(0, size - %(bytes)s), %(bytes)s, true)
+FROM pg_stat_file(%(file)s)
 """
 
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|conninfo|_command$|ssl_key", re.IGNORECASE)
@@ -176,17 +188,54 @@ def _ledger(connection: psycopg.Connection[t.Any], options: Options) -> dict[str
 
 
 def _server_log(connection: psycopg.Connection[t.Any], options: Options) -> str:
-    """Return the server's log since the run began: from the first line on that is not older."""
-    row = connection.execute(_LOG, [options.since, _LOG_BYTES, _LOG_BYTES]).fetchone()
-    if row is None or row[3] is None:
+    """Return the server's log since the run began, of all its files; what is missing is noted in a first line."""
+    row = connection.execute(_LOG, [options.since]).fetchone()
+    if row is None or row[0] is None:
         raise RunbookError("the server writes no log file of its own (logging_collector): its system's journal has it")
-    _file, _size, since, text = row
-    lines = text.splitlines()
-    first = next(
-        (number for number, line in enumerate(lines) if re.match(r"\d{4}-\d\d-\d\d ", line) and line[:19] >= since),
-        len(lines),
-    )
-    return "\n".join(lines[first:]) + "\n"
+    file, since, timed, may_list = row
+    names = [file]
+    if may_list:
+        found = connection.execute(_LOG_FILES, {"file": file, "since": options.since})
+        names += [name for (name,) in found if name != file]
+    text, room = "", _LOG_BYTES
+    for name in names:
+        size, part = connection.execute(_LOG_END, {"file": name, "bytes": room}).fetchone() or (0, "")
+        text, room = f"{part}{text}", room - size
+        if room <= 0:
+            break
+    lines, whole = since_then(text.splitlines(), since, options.since.timestamp()) if timed else ([], True)
+    if not timed:
+        lines = text[-_UNTIMED_BYTES:].splitlines()
+        note = "log_line_prefix has no time, so this is the end of the log, also from before the run"
+    elif whole and room <= 0:
+        note = f"the run began before this: only the last {_LOG_BYTES // 2**20} MB of the log were read"
+    elif whole and not may_list:
+        note = "the run began before this file: an earlier one needs the right to call pg_ls_logdir()"
+    else:
+        note = "" if lines else "nothing was written since the run began"
+    return "".join(f"{line}\n" for line in [*([f"({note})"] if note else []), *lines])
+
+
+#: A time as %m, %t, csvlog and jsonlog write it, or as %n does; it is looked for where a line begins.
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)|\b(\d{10}\.\d{3})\b")
+_HEAD = 120
+
+
+def since_then(lines: t.Sequence[str], since: str, epoch: float) -> tuple[list[str], bool]:
+    """Return the lines of a log from the first one on that is not older, and whether no line before it is.
+
+    Args:
+        lines: of a log in any format whose lines have a time; those of a statement that goes on have none.
+        since: the moment as the log writes it, to the second.
+        epoch: the moment as seconds since 1970.
+    """
+    whole = True
+    for number, line in enumerate(lines):
+        times = [] if line.startswith("\t") else _TIME.findall(line[:_HEAD])
+        if any(text >= since if text else float(seconds) >= int(epoch) for text, seconds in times):
+            return list(lines[number:]), whole
+        whole = whole and not times
+    return [], False
 
 
 def _versions(connection: psycopg.Connection[t.Any], options: Options) -> dict[str, t.Any]:

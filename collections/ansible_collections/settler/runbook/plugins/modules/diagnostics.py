@@ -15,7 +15,8 @@ description:
   - Writes a folder with mode 0700 - what O(notes) has, the ledger, the sessions with who blocks whom, the server's log
     since the run began, settings that are not the default, sizes, versions.
   - What the role may not read is named in C(left_out.json) with the reason and stops nothing. The server's log needs
-    the right to call C(pg_current_logfile), C(pg_read_file) and C(pg_stat_file) in the database C(postgres).
+    the right to call C(pg_current_logfile), C(pg_read_file) and C(pg_stat_file) in the database C(postgres), and
+    C(pg_ls_logdir) for files that were rotated since. What is missing of it is said in its first line.
   - Passwords, and what looks like one, are taken out of all that is written.
 options:
   directory:
