@@ -224,6 +224,30 @@ def test_a_drill_on_another_server_proves_the_backup_here(ready: Deployment) -> 
     assert ready.databases() == [ready.database]
 
 
+def test_what_the_rollback_could_not_bring_back_is_refused_before_the_window(ready: Deployment) -> None:
+    name = sql.Identifier(ready.database)
+    with ready.connect() as server:
+        server.execute(sql.SQL("ALTER DATABASE {} SET log_min_duration_statement = 5000").format(name))
+        server.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    ready.migration("902_two.sql", "CREATE TABLE two (id int PRIMARY KEY);\n")
+    before = ready.dump_without_events()
+
+    for snapshot, told in ((False, 2), (True, 1)):
+        run = ready.play("migrate.yml", backup_snapshot=snapshot)
+        assert run.rc != 0
+        assert f"{told} of " in run.output, run.output
+        assert "log_min_duration_statement" in run.output
+        assert ready.dump_without_events() == before
+    assert not (ready.folder / "inventory" / "backups").exists()
+    assert ready.play("backup.yml").rc == 0
+
+    with ready.connect() as server:
+        server.execute(sql.SQL("ALTER DATABASE {} RESET log_min_duration_statement").format(name))
+    run = ready.play("migrate.yml", backup_snapshot=True)
+    assert run.rc == 0, run.output
+    assert "publication everything" in run.output
+
+
 def test_a_rollback_that_fails_drops_nothing_keeps_the_application_out_and_says_what_to_do(ready: Deployment) -> None:
     ready.migration("902_wrong.sql", WRONG)
 

@@ -307,6 +307,60 @@ def test_rich_database_comes_back_byte_for_byte(cluster, database, back_up, dump
         assert properties(session) == about
 
 
+@pytest.mark.every_major
+@pytest.mark.parametrize("way", ["dump", "snapshot"])
+def test_rich_database_comes_back_with_the_projects_own_roles(
+    cluster, roles, database, arguments, dump, connect, tmp_path, way
+):
+    """The migrator is no superuser: what it could not bring back preflight tells, and the rest it brings back."""
+    if cluster.state.major == 16 and way == "dump":  # see above
+        return
+    preflight = {**as_migrator(cluster, roles, database), "owner": roles.owner, "application": roles.app}
+    told = call_module("preflight", {**preflight, "way_back": "dump"})
+    assert told["failed"]
+    details = [row["detail"] for row in told["checks"] if row["status"] == "failed"]
+    assert details[0] == "only a superuser can make: event trigger on ddl"
+    if cluster.state.major == 14:
+        assert "only a superuser can give the schema public" in details.pop()
+    assert len(details) == 1
+    if cluster.state.major == 14 and way == "dump":
+        return
+    with connect(database) as session:
+        session.execute("SET ROLE settler_owner; CREATE SCHEMA more; CREATE TABLE more.t (i int); RESET ROLE")
+        for command in (
+            "COMMENT ON DATABASE {} IS 'Ours; it''s rich'",
+            "ALTER DATABASE {} SET search_path = public, more",
+            "ALTER ROLE settler_app IN DATABASE {} SET statement_timeout = '7s'",
+            "ALTER DATABASE {} CONNECTION LIMIT 40",
+            "GRANT TEMPORARY ON DATABASE {} TO settler_app WITH GRANT OPTION",
+        ):
+            session.execute(sql.SQL(command).format(sql.Identifier(database)))
+        if way == "dump":
+            session.execute('DROP EVENT TRIGGER "on ddl"')
+        about = properties(session)
+    assert not run_module("preflight", {**preflight, "way_back": way}).get("failed")
+    before = dump(database) if cluster.state.major != 16 else ""
+    with psycopg.connect(cluster.conninfo("postgres"), autocommit=True) as server:
+        query = "SELECT FROM pg_stat_activity WHERE datname = %s AND usesysid IS NOT NULL"
+        wait_until(lambda: not server.execute(query, [database]).fetchall())
+    usual = {**as_migrator(cluster, roles, database), "run_id": "b1", "environment": "test", "set_role": roles.owner}
+    done = (
+        call_module("backup", arguments())
+        if way == "dump"
+        else call_module("snapshot", {**usual, "max_bytes": 2**31, "keep_hours": 24.0, "ledger_schema": "runbook"})
+    )
+    assert not done.get("failed"), done
+    with connect(database) as session:
+        session.execute("DROP TABLE plenty CASCADE; SELECT lo_unlink(4242)")
+    back = {"run_id": "x1", "confirm": database, "accept_data_loss": True, "client_bin": cluster.state.bin, "jobs": 2}
+    restored = call_module("restore", {**usual, **back, "directory": str(tmp_path / "backups")})
+    assert restored.get("method") == way, restored
+    with connect(database) as session:
+        assert properties(session) == about
+    if cluster.state.major != 16:
+        assert dump(database) == before
+
+
 def test_database_may_have_any_name(arguments, cluster, database, tmp_path):
     name = "we\"ird/na'me = ü"
     rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")

@@ -392,10 +392,10 @@ def test_preflight_refuses_a_run_that_could_not_read_its_own_backup(arguments, p
     pair = pairs["age"][0]
     own = {"owner": "settler_owner", "application": "settler_app", "extensions": [], "database_required": True}
     own |= {"backup_directory": str(tmp_path), "encryption": "age", "recipients": [pair.public], "identity": None}
-    result = call_module("preflight", {**arguments, **own, "must_open": True})
+    result = call_module("preflight", {**arguments, **own, "way_back": "dump"})
     assert result["failed"]
     assert "neither rollback_identity nor backup_snapshot" in result["msg"]
-    told = call_module("preflight", {**arguments, **own, "must_open": True, "identity": str(pair.private)})
+    told = call_module("preflight", {**arguments, **own, "way_back": "dump", "identity": str(pair.private)})
     assert [row["status"] for row in told["checks"] if row["check"] == "encryption"] == ["ok"]
 
 

@@ -11,7 +11,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._preflight import Wanted, preflight
 from psycopg import sql
 
-from tests.support import as_migrator, login, run_module
+from tests.support import as_migrator, call_module, login, run_module
 
 
 @pytest.fixture
@@ -113,6 +113,148 @@ def test_login_without_createdb_cannot_roll_back(cluster, new_database, connect,
     finally:
         admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM plain").format(name))
         admin.execute("DROP ROLE plain")
+
+
+EVENT_TRIGGER = """
+CREATE FUNCTION noted() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$;
+ALTER FUNCTION noted() OWNER TO settler_owner;
+CREATE EVENT TRIGGER "on ddl" ON ddl_command_end EXECUTE FUNCTION noted();
+"""
+OF_DUMP = [
+    (EVENT_TRIGGER, "only a superuser can make: event trigger on ddl"),
+    ("CREATE PUBLICATION everything FOR ALL TABLES", "only a superuser can make: publication everything"),
+    (
+        ("CREATE PUBLICATION every; ALTER PUBLICATION every OWNER TO settler_owner;"
+         "ALTER PUBLICATION every SET TABLES IN SCHEMA public"),
+        "only a superuser can make: publication every",
+    ),
+    ("CREATE EXTENSION pageinspect", "only a superuser can make: extension pageinspect"),
+    ("CREATE LANGUAGE mine HANDLER plpgsql_call_handler", "only a superuser can make: language mine"),
+    (
+        ("CREATE FUNCTION f(int) RETURNS int IMMUTABLE LEAKPROOF LANGUAGE sql AS 'SELECT $1';"
+         "ALTER FUNCTION f OWNER TO settler_owner"),
+        "only a superuser can make: function f(integer)",
+    ),
+    ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "to its owner: function f() of postgres"),
+    ("CREATE SCHEMA apart", "to its owner: schema apart of postgres"),
+    ("ALTER SCHEMA public OWNER TO postgres", "to its owner: schema public of postgres"),
+    ("CREATE SEQUENCE s", "to its owner: sequence s of postgres"),
+    ("CREATE TYPE pair AS (a int, b int)", "to its owner: type pair of postgres"),
+    ("CREATE DOMAIN d AS int CHECK (VALUE > 0)", "to its owner: type d of postgres"),
+    ("SELECT lo_from_bytea(4242, 'x')", "to its owner: large object 4242 of postgres"),
+    ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; ALTER FUNCTION f OWNER TO settler_migrator",
+     "to its owner: function f() of settler_migrator"),
+    ("ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO settler_app", "privileges of: postgres"),
+    (
+        ("SET ROLE settler_owner; CREATE TABLE a (i int); GRANT SELECT ON a TO settler_app WITH GRANT OPTION;"
+         "SET ROLE settler_app; GRANT SELECT ON a TO settler_migrator; RESET ROLE"),
+        "another role than the owner has granted, of: table a by settler_app",
+    ),
+]  # fmt: skip
+OF_NEITHER = [
+    ("ALTER DATABASE {} SET log_min_duration_statement = 5000", "the setting log_min_duration_statement"),
+    ("ALTER DATABASE {} SET app.key = 'a-secret'", "the setting app.key"),
+    ("ALTER ROLE postgres IN DATABASE {} SET work_mem = '5MB'", "the setting work_mem"),
+    (
+        (
+            "CREATE SUBSCRIPTION sub CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false);"
+            "ALTER SUBSCRIPTION sub SET (slot_name = NONE)"
+        ),
+        "a subscription stays with the failed database: sub",
+    ),
+]
+
+
+@pytest.fixture
+def tell(cluster, roles, connect, look):
+    """Make what a superuser does to a database; return what preflight says for a way back, and how a drill ends."""
+    made = []
+
+    def run(database, statements, tmp_path):
+        made.append(database)
+        if cluster.state.major < 15 and "SCHEMA public" in statements:
+            pytest.skip("15 and newer")
+        with connect(database) as session:
+            session.execute(sql.SQL(statements).format(sql.Identifier(database)) if "{}" in statements else statements)
+        told = {
+            way: [
+                (row.status, row.detail)
+                for row in look(database, way_back=way)[0]
+                if "the schema public of a new database" not in row.detail  # which 14 tells of each database
+            ]
+            for way in WAYS
+        }
+        usual = {
+            **as_migrator(cluster, roles, database), "directory": str(tmp_path / "backups"), "run_id": "r1",
+            "environment": "test", "set_role": roles.owner, "client_bin": cluster.state.bin, "jobs": 1,
+        }  # fmt: skip
+        failed = call_module("backup", usual).get("failed") or call_module("drill", usual).get("failed")
+        call_module("drill", {**usual, "state": "absent"})
+        return told, failed
+
+    yield run
+    for database in made:
+        with connect(database) as session:
+            if session.execute("SELECT 1 FROM pg_subscription WHERE subname = 'sub'").fetchone():
+                session.execute("DROP SUBSCRIPTION sub")
+
+
+WAYS = ("dump", "snapshot", "none")
+
+
+@pytest.mark.every_major
+@pytest.mark.parametrize(("statements", "detail"), OF_DUMP)
+def test_what_the_migrator_could_not_restore_is_refused_before_the_window(
+    cluster, new_database, tell, tmp_path, statements, detail
+):
+    told, failed = tell(new_database(), statements, tmp_path)
+    assert {way: {status for status, _detail in rows} for way, rows in told.items()} == {
+        "dump": {"failed"}, "snapshot": {"warning"}, "none": {"warning"},
+    }  # fmt: skip
+    assert detail in "\n".join(detail for _status, detail in told["dump"])
+    if cluster.state.major != 16:  # of which there is no client here
+        assert failed
+
+
+@pytest.mark.every_major
+@pytest.mark.parametrize(("statements", "detail"), OF_NEITHER)
+def test_what_no_snapshot_brings_back_either_is_refused_for_one_too(
+    cluster, new_database, tell, tmp_path, statements, detail
+):
+    told, failed = tell(new_database(), statements, tmp_path)
+    assert {way: {status for status, _detail in rows} for way, rows in told.items()} == {
+        "dump": {"failed"}, "snapshot": {"failed"}, "none": {"warning"},
+    }  # fmt: skip
+    assert detail in told["dump"][0][1]
+    assert "a-secret" not in told["dump"][0][1]
+    if cluster.state.major != 16:
+        assert failed
+
+
+def test_what_the_owner_may_restore_because_it_is_a_superuser_is_told_by_nobody(new_database, connect, look):
+    database, server = new_database(), connect("postgres")
+    with connect(database) as session:
+        for statements, _detail in OF_DUMP[:1] + OF_DUMP[3:5]:
+            session.execute(statements)
+    server.execute("ALTER ROLE settler_owner SUPERUSER")
+    try:
+        assert [row.check for row in look(database, way_back="dump", application=None)[0]] == []
+    finally:
+        server.execute("ALTER ROLE settler_owner NOSUPERUSER")
+
+
+def test_settings_that_the_migrator_may_give_are_tried_and_left_as_they_are(new_database, connect, look):
+    database, server = new_database(), connect("postgres")
+    for command in (
+        "ALTER DATABASE {} SET work_mem = '5MB'",
+        'ALTER DATABASE {} SET search_path = public, "$user"',
+        "ALTER ROLE settler_app IN DATABASE {} SET statement_timeout = '7s'",
+    ):
+        server.execute(sql.SQL(command).format(sql.Identifier(database)))
+    query = "SELECT s.xmin, s.* FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase WHERE datname = %s"
+    before = server.execute(query, [database]).fetchall()
+    assert look(database, way_back="dump")[0] == []
+    assert server.execute(query, [database]).fetchall() == before
 
 
 def test_backends_of_an_earlier_run_are_a_warning(new_database, connect, roles, look):

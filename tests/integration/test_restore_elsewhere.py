@@ -14,6 +14,7 @@ import time
 import psycopg
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils import _manifest
+from ansible_collections.settler.runbook.plugins.module_utils._preflight import Wanted, preflight
 from psycopg import sql
 
 from tests.integration.test_rollback import content, named, readable, swap_back
@@ -354,6 +355,21 @@ def test_the_servers_log_is_kept_in_any_format_and_across_a_rotation(other, tmp_
     assert ("before_the_rotation" in log) == may_list
     assert log.startswith("(") == bool(note)
     assert note in log.splitlines()[0]
+
+
+@pytest.mark.parametrize("other", [0], indirect=True)
+def test_replication_slots_which_stay_with_the_failed_database_are_told_by_preflight(other):
+    fill(other)
+    with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
+        server.execute("ALTER SYSTEM SET wal_level = logical")
+    restart(other)
+    with psycopg.connect(other.conninfo("across"), autocommit=True) as session:
+        session.execute("SELECT pg_create_logical_replication_slot('out', 'pgoutput')")
+    params = login(other, "across")
+    rows, _facts = preflight(params, Wanted(owner=params["login_user"], way_back="dump"))
+    (row,) = [row for row in rows if row.status != "ok"]
+    assert (row.status, row.check) == ("warning", "rollback")
+    assert row.detail == "replication slots would stay with the failed database: out"
 
 
 def restart(cluster):

@@ -259,14 +259,38 @@ def apply_properties(connection: psycopg.Connection[t.Any], name: str, wanted: t
                 sql.SQL(" WITH GRANT OPTION" if grant["grantable"] else ""),
             )
         )
+    for target, role, setting in _settings(name, wanted):
+        _set(connection, target, role, *setting.split("=", 1))
+    limit = sql.Literal(wanted["connection_limit"])
+    connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(database, limit))
+
+
+def refused_settings(connection: psycopg.Connection[t.Any], wanted: t.Mapping[str, t.Any]) -> list[RunbookError]:
+    """Return why settings of the connected database could not be given to another one; tried, and taken back each time.
+
+    Args:
+        connection: of a role that owns the database.
+        wanted: what M(properties) returned of it.
+    """
+    errors = []
+    for target, role, setting in _settings(connection.info.dbname, wanted):
+        try:
+            with connection.transaction(force_rollback=True):
+                _set(connection, target, role, *setting.split("=", 1))
+        except RunbookError as error:
+            errors.append(error)
+    return errors
+
+
+def _settings(name: str, wanted: t.Mapping[str, t.Any]) -> t.Iterator[tuple[sql.Composable, str | None, str]]:
+    """Yield for each setting of a database what gets it, the role that it is for, and the setting as it is stored."""
+    database = sql.Identifier(name)
     for entry in wanted["settings"]:
         target = sql.SQL("DATABASE {}").format(database)
         if entry["role"] is not None:
             target = sql.SQL("ROLE {} IN DATABASE {}").format(sql.Identifier(entry["role"]), database)
         for setting in entry["settings"]:
-            _set(connection, target, entry["role"], *setting.split("=", 1))
-    limit = sql.Literal(wanted["connection_limit"])
-    connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(database, limit))
+            yield target, entry["role"], setting
 
 
 #: What a database has whose rights were never changed.
@@ -292,13 +316,13 @@ def _set(
         connection.execute("RESET ROLE")
     except psycopg.errors.InsufficientPrivilege as error:
         raise RunbookError(
-            f"the backup has the setting {parameter}, which this role may not give: {describe(error)}",
-            hint=f"Restore as a superuser, or let one GRANT SET ON PARAMETER {parameter} (15 and newer).",
+            f"the database has the setting {parameter}, which this role may not give: {describe(error)}",
+            hint=f"Let a superuser GRANT SET ON PARAMETER {parameter} to it (15 and newer), or reset the setting.",
             sqlstate=error.sqlstate,
         ) from None
     except psycopg.Error as error:  # its text has the value
         raise RunbookError(
-            f"the backup has the setting {parameter}, whose value this server does not take ({error.sqlstate})",
+            f"the database has the setting {parameter}, whose value this server does not take ({error.sqlstate})",
             hint=f"The manifest's properties have it. ALTER DATABASE … RESET {parameter} in the original, or a server "
             "that knows it.",
             sqlstate=error.sqlstate,

@@ -22,6 +22,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import b
 from ansible_collections.settler.runbook.plugins.module_utils._encryption import UNENCRYPTED, Encryption, prove
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._programs import find_programs
+from ansible_collections.settler.runbook.plugins.module_utils._restorable import Obstacle, obstacles, slots
 from ansible_collections.settler.runbook.plugins.module_utils._space import check_space
 
 if t.TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the run is going to need."""
+    """What the run is going to need; C(way_back) is what it may have to go back by: none, snapshot or dump."""
 
     owner: str | None = None
     application: str | None = None
@@ -92,7 +93,7 @@ class Wanted:
     database_required: bool = True
     encryption: Encryption = UNENCRYPTED
     identity: Path | None = None
-    must_open: bool = False
+    way_back: str = "none"
 
 
 def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row], dict[str, t.Any]]:
@@ -129,12 +130,18 @@ def preflight(params: t.Mapping[str, t.Any], wanted: Wanted) -> tuple[list[Row],
         if database is not None:
             (facts["size_bytes"],) = connection.execute("SELECT pg_database_size(current_database())").fetchone()  # type: ignore[misc]
             rows += _sessions(connection)
-            if wanted.owner and not any(row.status == "failed" for row in rows):
+            if wanted.owner and not _failed(rows):
                 rows += _objects(connection, wanted.owner)
+                if not _failed(rows):  # what takes over tables of others takes over other objects, too
+                    rows += _restorable(connection, wanted, wanted.owner)
     if wanted.backup_directory is not None:
         rows += _backup(wanted, params["login_db"], major, facts["size_bytes"])
         rows += _encryption(wanted)
     return rows, facts
+
+
+def _failed(rows: t.Iterable[Row]) -> bool:
+    return any(row.status == "failed" for row in rows)
 
 
 def _exists(database: str, exists: bool, wanted: Wanted) -> Row:
@@ -229,6 +236,25 @@ def _objects(connection: psycopg.Connection[t.Any], owner: str) -> list[Row]:
     return [Row("ownership", "ok", f"{owner} owns all tables and sees all rows")]
 
 
+def _restorable(connection: psycopg.Connection[t.Any], wanted: Wanted, owner: str) -> list[Row]:
+    """Check that the run could take the database back; where it has not to, what a restore could not is a warning."""
+    if wanted.backup_directory is None and wanted.way_back == "none":
+        return []
+    connection.execute("RESET ROLE")
+    rows = [
+        Row("rollback", "failed" if _in_the_way(wanted.way_back, found) else "warning", found.detail, found.hint)
+        for found in obstacles(connection, owner)
+    ]
+    if names := slots(connection):
+        hint = "After a rollback they have to be made again, and what reads them starts anew."
+        rows.append(Row("rollback", "warning", f"replication slots would stay with the failed database: {names}", hint))
+    return rows
+
+
+def _in_the_way(way_back: str, obstacle: Obstacle) -> bool:
+    return way_back == "dump" or (way_back == "snapshot" and not obstacle.copied)
+
+
 def _sessions(connection: psycopg.Connection[t.Any]) -> list[Row]:
     """Look for long transactions, which make DDL wait, and for backends of earlier runs."""
     rows = [
@@ -257,7 +283,7 @@ def _encryption(wanted: Wanted) -> list[Row]:
     if wanted.encryption.method == "none":
         return []
     try:
-        return [Row("encryption", "ok", prove(wanted.encryption, wanted.identity, must_open=wanted.must_open))]
+        return [Row("encryption", "ok", prove(wanted.encryption, wanted.identity, must_open=wanted.way_back == "dump"))]
     except RunbookError as error:
         return [Row("encryption", "failed", error.message, error.hint)]
 

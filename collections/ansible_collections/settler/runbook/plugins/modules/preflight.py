@@ -15,8 +15,8 @@ description:
   - Makes all checks, and then fails with all that failed, so that an operator mends them at once.
   - In check mode what failed is a warning, so that a read-only role can see the rest of a plan.
   - Looks at the server's version, whether it is the primary, extensions, roles, ownership of the tables, whether all
-    rows
-    can be seen, client programs, the backup folder and its space, long transactions and sessions of earlier runs.
+    rows can be seen, what the login could not restore, client programs, the backup folder and its space, long
+    transactions and sessions of earlier runs.
 options:
   owner:
     description: Role that must own all tables, and that the login must be able to become.
@@ -52,10 +52,14 @@ options:
   identity:
     description: File of the private key that a rollback of this run would decrypt its own backup with.
     type: path
-  must_open:
-    description: Whether the run may have to restore its own backup, so that encryption without O(identity) is refused.
-    type: bool
-    default: false
+  way_back:
+    description:
+      - What the run may have to take its change back by, without anybody's help. With V(dump) what O(owner) could not
+        restore is refused, and encryption without O(identity); with V(snapshot) what no snapshot has.
+      - With V(none), or where a snapshot has it, what a restore of the backup would fail on is a warning.
+    type: str
+    choices: [none, snapshot, dump]
+    default: none
 extends_documentation_fragment:
   - settler.runbook.connection
   - settler.runbook.connection.database
@@ -150,7 +154,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
         database_required=params["database_required"],
         encryption=Encryption(params["encryption"], tuple(params["recipients"])),
         identity=Path(params["identity"]) if params["identity"] else None,
-        must_open=params["must_open"],
+        way_back=params["way_back"],
     )
     rows, facts = preflight(params, wanted)
     for row in rows:
@@ -182,7 +186,7 @@ def main() -> None:
             "encryption": {"type": "str", "default": "none", "choices": list(METHODS)},
             "recipients": {"type": "list", "elements": "str", "default": []},
             "identity": {"type": "path"},
-            "must_open": {"type": "bool", "default": False},
+            "way_back": {"type": "str", "default": "none", "choices": ["none", "snapshot", "dump"]},
         },
     )
 
