@@ -68,7 +68,7 @@ def test_a_legacy_database_is_migrated_and_keeps_every_row(taken_over: Deploymen
     assert second.rc == 0, second.output
     assert second.changed() == []
     assert "nothing to do" in second.output
-    assert second.tasks("backup") == []
+    assert "Dump the database with its proof" not in second.tasks("backup")  # only old snapshots are looked for
 
 
 def test_optional_partitions_are_made_verified_and_backed_up(ready: Deployment) -> None:

@@ -294,6 +294,17 @@ def test_a_run_id_that_was_used_before_takes_no_old_backup(ready: Deployment) ->
     assert "has been used before" in (diagnostics(ready) / "error.txt").read_text(encoding="utf-8")
 
 
+def test_a_slip_in_a_variable_of_verification_is_found_before_the_window(ready: Deployment) -> None:
+    """Afterwards it would look as if the change had failed, and a good one would be taken back."""
+    ready.migration("902_two.sql", "CREATE TABLE two (id int);\n")
+    run = ready.play("migrate.yml", verify_unexpected="ignor")
+    assert run.rc != 0
+    assert "value of verify_unexpected must be one of" in run.output
+    assert "maintenance" not in run.output
+    assert ready.query("SELECT to_regclass('public.two')") == [(None,)]
+    assert ready.databases() == [ready.database]
+
+
 def test_a_rollback_by_hand_keeps_what_an_investigation_needs(ready: Deployment) -> None:
     assert ready.play("backup.yml").rc == 0
     assert ready.play("rollback.yml", runbook_run_id=RUN).rc != 0  # it is not confirmed
