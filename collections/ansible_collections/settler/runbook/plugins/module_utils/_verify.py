@@ -271,8 +271,10 @@ def _danger(kind: str, name: str, have: t.Any, want: t.Mapping[str, t.Any]) -> s
     if kind == "functions":
         return "It runs with the rights of its owner." if have.get("security") == "definer" else ""
     if kind in ("views", "materialized_views"):
+        # the application may read a new one by default; the proof of isolation looks through all that it may read
+        readers = have.get("grants", {}).keys() - {"$app"}
         by_reader = re.search(r"security_invoker=(true|on|1)", have.get("options") or "")
-        return "It is granted, and reads with the rights of its owner." if have.get("grants") and not by_reader else ""
+        return "It is granted, and reads with the rights of its owner." if readers and not by_reader else ""
     parents = str(have.get("inherits", "")).split(", ")
     return "It adds rows to its parent." if any(x in want or f"public.{x}" in want for x in parents) else ""
 
