@@ -464,7 +464,6 @@ def test_value_that_was_changed_since_is_seen_though_no_count_differs(call, data
     assert "public.jobs: as many rows as in the backup, with other values" in told["msg"]
 
 
-@pytest.mark.every_major
 @pytest.mark.parametrize("way", ["dump", "snapshot"])
 def test_value_in_a_column_that_the_backup_has_not_is_lost(call, database, connect, server, way):
     """The most usual rollback by hand: a release has added a column, and the application has filled it."""
@@ -479,6 +478,7 @@ def test_value_in_a_column_that_the_backup_has_not_is_lost(call, database, conne
             'ALTER TABLE "Odd/näme" ADD c int; UPDATE tenants SET more = NULL'
         )
     told = call("restore", database, check=True)
+    assert "msg" not in told, told
     assert (told["difference"], told["changed_tables"]) == ({}, [])
 
     with connect(database) as session:
@@ -491,6 +491,7 @@ def test_value_in_a_column_that_the_backup_has_not_is_lost(call, database, conne
     assert "public.tenants" in told["msg"]
     assert "public.jobs" in told["msg"]
     result = call("restore", database, confirm=database, accept_data_loss=True)
+    assert "msg" not in result, result
     assert {one["table"]: one["rows"] for one in result["lost"]} == {"public.jobs": 1, "public.tenants": 3}
     (file,) = [Path(one["file"]) for one in result["lost"] if one["table"] == "public.tenants"]
     rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))

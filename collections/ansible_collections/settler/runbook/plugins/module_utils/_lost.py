@@ -181,7 +181,7 @@ def lost_rows(
         ledger_schema: schema of the ledger, whose rows are no loss.
         same: relations of which it is known that they have the same rows.
         others: look only for rows that others than a run have written in its window, in what both databases have.
-        folder: for a CSV file a table, with a header, for its owner only; it exists.
+        folder: for a CSV file a table, with a header, for its owner only; it is made for the first one.
     """
     for session in (present, other):
         session.execute(_SETTINGS)
@@ -350,6 +350,8 @@ def _missing(
 
 def _write(connection: psycopg.Connection[t.Any], query: sql.Composed, folder: Path, name: str) -> str:
     """Write rows into a new file, and all of it to the disk; return its path."""
+    for place in [*reversed(folder.parents), folder]:
+        place.mkdir(mode=0o700, exist_ok=True)
     path, descriptor = _new_file(folder, name)
     try:
         with (

@@ -497,7 +497,7 @@ def _replace(
             else:
                 schema, same = options.ledger_schema, _same(present, options, way)
                 with _kept_in(options, names.real):
-                    lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=_folder(options))
+                    lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=options.lost_folder)
             if lost and not options.accept_data_loss and not options.only_run:
                 raise RunbookError(
                     f"{names.real} was written to until now; it is as it was\n{told(lost)}",
@@ -519,7 +519,7 @@ def _of_others(
     try:
         own = transactions_of(present, options.only_run, ledger_schema=schema)
         others = Others(since, own, options.changes)
-        return lost_rows(present, other, ledger_schema=schema, others=others, folder=_folder(options))
+        return lost_rows(present, other, ledger_schema=schema, others=others, folder=options.lost_folder)
     except (psycopg.Error, OSError) as error:
         say(f"what others may have written since stays in the failed database, and could not be kept in files: {error}")
         return []
@@ -548,15 +548,6 @@ def _kept_in(options: Options, database: str) -> t.Iterator[None]:
             f"{database} is as it was",
             hint="Make room there, or name another folder: -e runbook_diagnostics_directory=<folder>. Then run again.",
         ) from error
-
-
-def _folder(options: Options) -> Path | None:
-    """Return the folder for rows that would be lost, made for its owner only."""
-    if options.lost_folder is None:
-        return None
-    for folder in [*reversed(options.lost_folder.parents), options.lost_folder]:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return options.lost_folder
 
 
 def _name_of(way: Way) -> str:
