@@ -300,7 +300,7 @@ def test_a_slip_in_a_variable_of_verification_is_found_before_the_window(ready: 
     run = ready.play("migrate.yml", verify_unexpected="ignor")
     assert run.rc != 0
     assert "value of verify_unexpected must be one of" in run.output
-    assert "maintenance" not in run.output
+    assert "Change | Keep the application out" not in run.output
     assert ready.query("SELECT to_regclass('public.two')") == [(None,)]
     assert ready.databases() == [ready.database]
 
