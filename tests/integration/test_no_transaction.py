@@ -283,6 +283,25 @@ def test_leftover_that_could_not_be_dropped_is_the_next_attempts_too(new_databas
     assert ask(database, INVALID) is None
 
 
+def test_leftover_that_could_not_be_dropped_is_the_next_tries_of_the_same_run(new_database, connect, apply, ask):
+    database = new_database()
+    apply(database, [TABLE])
+    blocker = connect(database)
+    blocker.execute("BEGIN; SELECT count(*) FROM t")
+    left = []
+
+    def say(line):
+        if "attempt 1 of 5 gave way" in line:
+            left.extend(ask(database, INVALID))
+            blocker.execute("ROLLBACK")
+
+    files = [TABLE, step("REINDEX TABLE CONCURRENTLY t;")]
+    done = apply(database, files, say=say, long_lock_timeout=0.5, lock_attempts=5)
+    assert (len(done.applied), done.repaired) == (1, [f"index public.{name}" for name in left])
+    assert len(left) == 1
+    assert ask(database, INVALID) is None
+
+
 @pytest.mark.parametrize(
     "command", ["REINDEX TABLE parted", "REINDEX INDEX parted_id", "CLUSTER parted USING parted_id"]
 )

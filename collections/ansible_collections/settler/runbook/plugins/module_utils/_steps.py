@@ -214,6 +214,7 @@ def _run(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any]) 
                 _note(work, script, number, FAILED, {**failure.as_event(), "invalid": _listing(before)})
                 record_failure(work, script, failure.as_event())
                 raise _stopped(work, script, number, failure) from failure.error
+            entry = {**entry, "detail": {"invalid": _listing(before)}}
             work.give_way(attempt, f"line {statement.line}: ")
         else:
             if alone:
@@ -262,7 +263,6 @@ def _before(work: Work, script: Script, number: int, entry: t.Mapping[str, t.Any
         there = False  # what a failed attempt has left is tidied
     # what an attempt before this one has left, of this run or an earlier one, is still this statement's
     before = _noted(entry) if "invalid" in entry.get("detail", {}) else set(invalid_objects(work.connection, statement))
-    entry = {**entry, "detail": {"invalid": _listing(before)}}
     detail = {"present": there, "invalid": _listing(before)}
     _note(work, script, number, RUNNING, detail)
     return before
