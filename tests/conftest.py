@@ -276,9 +276,10 @@ def _remove_abandoned() -> None:
     """Remove clusters of sessions that were killed before they could do it themselves."""
     for folder in Path("/tmp").glob(f"{CLUSTERS}*"):
         owner = re.match(rf"{CLUSTERS}(\d+)-", folder.name)
-        if owner and folder.lstat().st_uid == os.geteuid() and not _alive(int(owner.group(1))):
-            Cluster(folder / "cluster").down()
-            shutil.rmtree(folder)
+        with contextlib.suppress(FileNotFoundError):  # the workers start at the same time, and another one removes it
+            if owner and folder.lstat().st_uid == os.geteuid() and not _alive(int(owner.group(1))):
+                Cluster(folder / "cluster").down()
+                shutil.rmtree(folder)
 
 
 def _alive(pid: int) -> bool:

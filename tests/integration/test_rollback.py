@@ -730,6 +730,9 @@ def test_pgbackrest_backup_is_only_told(call, database, server):
 
 @pytest.mark.every_major
 def test_server_that_lacks_a_role_is_refused_and_told_how_it_was(call, database, connect, server, cluster):
+    if cluster.state.major == 16:  # the only clients to be had are of 15, which is too old, and of 18
+        assert "no pg_dump and pg_restore that fit a server of version 16" in call("backup", database)["msg"]
+        return
     options = ", INHERIT FALSE, SET FALSE" if cluster.state.major >= 16 else ""
     server.execute(
         "CREATE ROLE auditor LOGIN PASSWORD 'of-the-auditor' NOINHERIT CONNECTION LIMIT 3 "
@@ -761,7 +764,11 @@ def test_server_that_lacks_a_role_is_refused_and_told_how_it_was(call, database,
     server.execute(told["hint"].rpartition("makes them by: ")[2])
     try:
         assert server.execute(about).fetchone() == before
-        assert call("restore", database, confirm=database, accept_data_loss=True)["method"] == "dump"
+        told = call("restore", database, confirm=database, accept_data_loss=True)
+        if cluster.state.major == 14:  # where preflight tells of it before the window
+            assert "schema public" in told["msg"]
+        else:
+            assert told["method"] == "dump"
     finally:
         for name in named(server, database):
             connect(name).execute("DROP OWNED BY auditor")
