@@ -21,7 +21,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._hazards import AL
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, rows_of
-from ansible_collections.settler.runbook.plugins.module_utils._swap import SCRATCH, mark, set_mark
+from ansible_collections.settler.runbook.plugins.module_utils._swap import SCRATCH, drop, mark, set_mark
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare
 
 if t.TYPE_CHECKING:
@@ -313,9 +313,8 @@ def prove_baseline(
         session.execute("RESET ROLE; SET search_path = public")
         expected = _structure(snapshot(session, exclude=[options.schema]))
     rows = compare(expected, actual)
-    beyond = [
-        row for row in rows if row.expected == "absent"
-    ]  # repeatable files follow, and it may have more of its own
+    # repeatable files follow, and a database may have more of its own
+    beyond = [row for row in rows if row.expected == "absent"]
     wrong = [row for row in rows if row.status == "failed" and row not in beyond]
     if wrong:
         raise RunbookError(
@@ -378,4 +377,4 @@ def _scratch(
         except psycopg.Error as error:
             raise from_postgres(error, f"cannot prepare the scratch database {name}") from error
         finally:
-            server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            drop(server, name)

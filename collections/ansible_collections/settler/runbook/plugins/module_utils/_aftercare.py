@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._readers import wait_no_longer
 from ansible_collections.settler.runbook.plugins.module_utils._run import one_of, rows_of
 
 if t.TYPE_CHECKING:
@@ -68,7 +69,7 @@ def maintain(work: Work) -> None:
     if not touched:
         return
     work.watch.file("after the files", len(outcome.applied), len(outcome.applied))
-    connection.execute("SELECT set_config('lock_timeout', %s, false)", [f"{options.lock_timeout * 1000:.0f}ms"])
+    wait_no_longer(connection, options.lock_timeout)
     parameters = {
         "touched": one_of(connection, _WITH_PARENTS, touched),
         "ledger": options.schema,

@@ -117,10 +117,8 @@ def backup(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
     make_private(home)
     with only_one(home) as lock:
         remove_leftovers(home, lock)
-        if final.exists():
-            if options.fresh:
-                raise _manifest.used_run_id(options.run_id, f"a backup in {final}")
-            return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
+        if there := _manifest.earlier(final, fresh=options.fresh):
+            return there
         remove_plain(home)
         partial = home / f".{options.run_id}.partial"
         try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
-from ansible_collections.settler.runbook.plugins.module_utils._private import take_lock
+from ansible_collections.settler.runbook.plugins.module_utils._private import make_folder, take_lock
 
 _PATIENCE_S = 5.0  # for processes that were killed to be gone
 
@@ -85,8 +85,7 @@ def make_private(folder: Path) -> None:
         RunbookError: see M(check_private).
     """
     check_private(folder)
-    for part in (*reversed(folder.parents), folder):
-        part.mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder)
 
 
 @contextlib.contextmanager

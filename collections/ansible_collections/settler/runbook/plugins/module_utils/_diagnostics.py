@@ -21,6 +21,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
 )
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
+from ansible_collections.settler.runbook.plugins.module_utils._private import make_folder
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
 
 if t.TYPE_CHECKING:
@@ -122,8 +123,7 @@ def keep(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
         except RunbookError as error:
             left_out |= dict.fromkeys(parts.keys() - content.keys(), error.message)
     content["left_out"] = left_out
-    for folder in [*reversed(options.folder.parents), options.folder]:
-        folder.mkdir(mode=0o700, exist_ok=True)
+    make_folder(options.folder)
     options.folder.chmod(0o700)
     files = [_write(options.folder, name, value, options.secrets) for name, value in content.items()]
     return {"files": sorted(files), "left_out": left_out}

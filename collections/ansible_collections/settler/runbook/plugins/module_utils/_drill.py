@@ -24,7 +24,14 @@ from ansible_collections.settler.runbook.plugins.module_utils._errors import Run
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._restore import check_target, restore_beside
-from ansible_collections.settler.runbook.plugins.module_utils._swap import DRILLING, beside, mark, marked, unmarked
+from ansible_collections.settler.runbook.plugins.module_utils._swap import (
+    DRILLING,
+    beside,
+    drop,
+    mark,
+    marked,
+    unmarked,
+)
 
 #: How long a scratch database is left to the drill that has restored it, and now verifies it task by task.
 _ABANDONED = dt.timedelta(hours=12)
@@ -117,12 +124,12 @@ def _drop_left(connection: psycopg.Connection[t.Any], database: str, run_id: str
             f"run {run_id} restores {own} at this moment; nothing was touched",
             hint="Wait for it, or leave runbook_run_id out.",
         )
-    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(own)))
+    drop(connection, own)
     abandoned = [name for name, comment in marked(connection, DRILLING, database) if _is_abandoned(comment)]
     for name in [*abandoned, *unmarked(connection, DRILLING, database)]:
         if _locked(connection, name):
             with contextlib.suppress(psycopg.errors.ObjectInUse):  # somebody looks at it
-                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+                drop(connection, name, force=False)
 
 
 def _locked(connection: psycopg.Connection[t.Any], name: str) -> bool:

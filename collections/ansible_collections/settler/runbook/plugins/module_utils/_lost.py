@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from ansible_collections.settler.runbook.plugins.module_utils._fingerprint import Table, content, declared, describe
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import sync
+from ansible_collections.settler.runbook.plugins.module_utils._private import make_folder
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 if t.TYPE_CHECKING:
@@ -244,7 +245,7 @@ def _has_value(own: t.Mapping[str, _Column]) -> sql.Composable:
         value = sql.Identifier("t", name)
         text = sql.SQL("num_nonnulls({}) > 0").format(value)
         if column.default and _CONSTANT.fullmatch(column.default):
-            text += sql.SQL(" AND {}::text IS DISTINCT FROM ({})::text").format(value, sql.SQL(column.default))
+            text += sql.SQL(" AND {}::text IS DISTINCT FROM {}::text").format(value, sql.SQL(column.default))
         values.append(text)
     return sql.SQL(" OR ").join(values) if values else sql.SQL("false")
 
@@ -252,13 +253,7 @@ def _has_value(own: t.Mapping[str, _Column]) -> sql.Composable:
 def _has_own_values(
     connection: psycopg.Connection[t.Any], schema: str, name: str, own: t.Mapping[str, _Column]
 ) -> bool:
-    if not own:
-        return False
-    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {} t WHERE {})").format(
-        sql.Identifier(schema, name), _has_value(own)
-    )
-    row = connection.execute(query).fetchone()
-    return bool(row and row[0])
+    return bool(own) and _has_row(connection, schema, name, _has_value(own))
 
 
 def _is_theirs(others: Others) -> sql.Composable:
@@ -271,11 +266,12 @@ def _is_theirs(others: Others) -> sql.Composable:
 def _has_rows_of(
     connection: psycopg.Connection[t.Any], schema: str, name: str, relation: _Relation, others: Others
 ) -> bool:
-    if _is_declared(relation, others):
-        return False
-    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {} t WHERE {})").format(
-        sql.Identifier(schema, name), _is_theirs(others)
-    )
+    return not _is_declared(relation, others) and _has_row(connection, schema, name, _is_theirs(others))
+
+
+def _has_row(connection: psycopg.Connection[t.Any], schema: str, name: str, condition: sql.Composable) -> bool:
+    """Tell whether a row of a relation, called C(t), is so."""
+    query = sql.SQL("SELECT EXISTS (SELECT FROM ONLY {} t WHERE {})").format(sql.Identifier(schema, name), condition)
     row = connection.execute(query).fetchone()
     return bool(row and row[0])
 
@@ -350,8 +346,7 @@ def _missing(
 
 def _write(connection: psycopg.Connection[t.Any], query: sql.Composed, folder: Path, name: str) -> str:
     """Write rows into a new file, and all of it to the disk; return its path."""
-    for place in [*reversed(folder.parents), folder]:
-        place.mkdir(mode=0o700, exist_ok=True)
+    make_folder(folder)
     path, descriptor = _new_file(folder, name)
     try:
         with (

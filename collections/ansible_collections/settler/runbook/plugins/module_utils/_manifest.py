@@ -230,6 +230,15 @@ def used_run_id(run_id: str, what: str) -> RunbookError:
     )
 
 
+def earlier(final: Path, *, fresh: bool) -> dict[str, t.Any] | None:
+    """Return what a backup returns of a run that has one already, None if it has none; C(fresh) refuses it."""
+    if not final.exists():
+        return None
+    if fresh:
+        raise used_run_id(final.name, f"a backup in {final}")
+    return {**read_manifest(final), "path": str(final), "pruned": []}
+
+
 def list_backups(directory: Path, database: str, *, checksums: bool = False) -> list[dict[str, t.Any]]:
     """Return the manifests of a database's backups, newest first, each with C(path), C(proof) and C(error).
 

@@ -105,10 +105,8 @@ def backup(params: t.Mapping[str, t.Any], options: Options, *, check: bool = Fal
     make_private(home)
     with only_one(home) as lock:
         remove_leftovers(home, lock)
-        if final.exists():
-            if options.fresh:
-                raise _manifest.used_run_id(options.run_id, f"a backup in {final}")
-            return {**_manifest.read_manifest(final), "path": str(final), "pruned": []}
+        if there := _manifest.earlier(final, fresh=options.fresh):
+            return there
         manifest, data = _back_up(params, options, program)
         partial = home / f".{options.run_id}.partial"
         with half_made(partial, lock):

@@ -16,6 +16,12 @@ import typing as t
 from pathlib import Path
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, for their owner only; what exists is left as it is."""
+    for part in (*reversed(folder.parents), folder):
+        part.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextlib.contextmanager
 def private_folder(place: Path, pattern: str, about: str = "") -> t.Iterator[Path]:
     """Yield a folder of our own that is removed in the end; its lock says that it is in use.

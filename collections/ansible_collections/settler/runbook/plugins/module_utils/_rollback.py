@@ -498,11 +498,11 @@ def _replace(
                 schema, same = options.ledger_schema, _same(present, options, way)
                 with _kept_in(options, names.real):
                     lost = lost_rows(present, other, ledger_schema=schema, same=same, folder=options.lost_folder)
-            if lost and not options.accept_data_loss and not options.only_run:
-                raise RunbookError(
-                    f"{names.real} was written to until now; it is as it was\n{told(lost)}",
-                    hint="If these rows may be lost: -e rollback_accept_data_loss=true.",
-                )
+                if lost and not options.accept_data_loss:
+                    raise RunbookError(
+                        f"{names.real} was written to until now; it is as it was\n{told(lost)}",
+                        hint="If these rows may be lost: -e rollback_accept_data_loss=true.",
+                    )
         with alone(connection, names.real), alone(connection, names.restored):  # sessions may take a moment to end
             swap(connection, names, comment=comment, there=True, run_id=options.run_id)
     return lost

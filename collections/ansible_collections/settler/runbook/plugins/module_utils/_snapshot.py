@@ -26,6 +26,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._psycopg import ps
 from ansible_collections.settler.runbook.plugins.module_utils._swap import (
     SNAPSHOT,
     beside,
+    drop,
     mark,
     only_one,
     set_mark,
@@ -245,5 +246,5 @@ def expire(params: t.Mapping[str, t.Any], run_id: str, *, own: bool, check: bool
         names = [name for name in names if own or name != beside(database, "snapshot", run_id)]
         names += unmarked(connection, SNAPSHOT, database)
         for name in names if not check else ():
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+            drop(connection, name, force=False)
     return names

@@ -29,8 +29,9 @@ try:
 except ImportError:
     PGLAST_IMPORT_ERROR = traceback.format_exc()
 
-#: A psql command at the start of a line, where no SQL statement can begin.
-_META_COMMAND = re.compile(r"^\s*(\\[a-z!?]+)", re.IGNORECASE | re.MULTILINE)
+#: A psql command, and one at the start of a line, where no SQL statement can begin.
+_BACKSLASH = re.compile(r"(\\[a-z!?]+)", re.IGNORECASE)
+_META_COMMAND = re.compile(rf"^\s*{_BACKSLASH.pattern}", re.IGNORECASE | re.MULTILINE)
 #: What other tools' files mark their way back with; the engine would run it right after the way forward.
 _DOWN_SECTION = re.compile(r"^--\s*(migrate:down|\+goose Down|//@UNDO)", re.IGNORECASE | re.MULTILINE)
 
@@ -246,7 +247,7 @@ def _refuse_meta_command(file: MigrationFile, text: str, offset: int, error: Par
     """Refuse a psql command on the line that the parser complains about; anything else is the server's to judge."""
     line = line_at(text, offset)
     # the parser's place counts characters of what it has read; a backslash there, or first on the line, is psql's
-    here = re.compile(r"(\\[a-z!?]+)", re.IGNORECASE).match(text, offset)
+    here = _BACKSLASH.match(text, offset)
     for match in [*([here] if here else []), *_META_COMMAND.finditer(text)]:
         if line_at(text, match.start(1)) == line:
             raise RunbookError(

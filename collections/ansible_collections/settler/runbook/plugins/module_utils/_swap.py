@@ -130,11 +130,13 @@ def drop_marked(connection: psycopg.Connection[t.Any], what: str, database: str)
     """Drop what a killed run has left half made; it carries our mark, or was to get it when the run was killed."""
     marks = [name for name, _comment in marked(connection, what, database)]
     for name in [*marks, *unmarked(connection, what, database)]:
-        _drop(connection, name)
+        drop(connection, name)
 
 
-def _drop(connection: psycopg.Connection[t.Any], name: str) -> None:
-    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+def drop(connection: psycopg.Connection[t.Any], name: str, *, force: bool = True) -> None:
+    """Drop a database that we have made; without C(force) not if somebody is connected."""
+    how = sql.SQL(" WITH (FORCE)" if force else "")
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}{}").format(sql.Identifier(name), how))
 
 
 @contextlib.contextmanager
@@ -147,7 +149,7 @@ def dropped_on_failure(connection: psycopg.Connection[t.Any], name: str) -> t.It
         yield
     except BaseException:
         with contextlib.suppress(psycopg.Error):
-            _drop(connection, name)
+            drop(connection, name)
         raise
 
 
