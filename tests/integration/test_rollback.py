@@ -386,6 +386,17 @@ def test_lost_rows_are_told_and_written_into_files_first(call, database, connect
     assert content(connect, f"{database}_failed_x1") == after
 
 
+@pytest.mark.parametrize("others", [None, _lost.Others("3", frozenset(), ())], ids=["all", "of others"])
+def test_lost_rows_are_found_by_a_join_and_not_one_by_one(database, connect, others):
+    session = connect(database)
+    own = {"note": _lost._Column("text", False, None)}
+    _lost._note(session, None, "public", "jobs", ["id"])
+    query = _lost._missing("public", "jobs", ["id"], {} if others else own, others)
+    plan = "\n".join(row[0] for row in session.execute(sql.SQL("EXPLAIN {}").format(query)))
+    assert " Join" in plan
+    assert "SubPlan" not in plan
+
+
 def test_lost_rows_of_tables_whose_names_read_alike_are_in_files_of_their_own(call, database, connect, tmp_path):
     with connect(database) as session:
         session.execute(

@@ -331,11 +331,14 @@ def _note(
 def _missing(
     schema: str, name: str, columns: t.Sequence[str], own: t.Mapping[str, _Column], others: Others | None
 ) -> sql.Composed:
-    """Return the query for the rows that the other database has not, with all their columns."""
+    """Return the query for the rows that the other database has not, with all their columns.
+
+    A join, because NOT EXISTS beside OR would be looked up for one row after the other.
+    """
     return sql.SQL(
         "SELECT (p.t).* FROM (SELECT t, h, more, theirs, row_number() OVER (PARTITION BY h ORDER BY theirs) AS n "
         "FROM (SELECT t, {hash} AS h, {more} AS more, {theirs} AS theirs FROM ONLY {table} t) r) p "
-        "WHERE theirs AND (more OR NOT EXISTS (SELECT FROM pg_temp._runbook_there w WHERE w.h = p.h AND w.n = p.n))"
+        "LEFT JOIN pg_temp._runbook_there w ON w.h = p.h AND w.n = p.n WHERE theirs AND (more OR w.h IS NULL)"
     ).format(
         hash=_hash(columns),
         more=_has_value(own),
