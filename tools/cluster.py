@@ -268,6 +268,7 @@ class Cluster:
             f"unix_socket_directories = '{socket_folder}'\n"
             "password_encryption = 'scram-sha-256'\n"
             "timezone = 'UTC'\n"
+            "max_prepared_transactions = 4\n"
             "cluster_name = 'settler-runbook'\n"
             "log_statement = 'ddl'\n"
             "log_line_prefix = '%m [%p] %q%u@%d %a: '\n"

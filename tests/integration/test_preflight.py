@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -230,6 +231,22 @@ def test_what_no_snapshot_brings_back_either_is_refused_for_one_too(
     assert "a-secret" not in told["dump"][0][1]
     if cluster.state.major != 16:
         assert failed
+
+
+@pytest.mark.parametrize(("way_back", "status"), [("dump", "failed"), ("snapshot", "failed"), ("none", "warning")])
+def test_prepared_transaction_that_lets_nobody_rename_the_database(new_database, connect, look, way_back, status):
+    database = new_database()
+    session = connect(database)
+    session.execute("BEGIN; CREATE TABLE x (i int); PREPARE TRANSACTION 'held'")
+    try:
+        assert look(database, way_back=way_back)[0] == []  # a transaction manager has one for a moment
+        time.sleep(5)
+        (row,), _facts = look(database, way_back=way_back)
+        assert (row.check, row.status) == ("rollback", status)
+        assert "prepared transactions let nobody rename the database: held (postgres, " in row.detail
+        assert "ROLLBACK PREPARED" in row.hint
+    finally:
+        session.execute("ROLLBACK PREPARED 'held'")
 
 
 def test_what_the_owner_may_restore_because_it_is_a_superuser_is_told_by_nobody(new_database, connect, look):

@@ -121,6 +121,22 @@ def change(connect, dbname):
         )
 
 
+@pytest.mark.parametrize("action", ["snapshot", "restore"])
+def test_prepared_transaction_is_named_and_everything_stays_as_it_was(call, database, connect, server, action):
+    call("backup", database)
+    with connect(database) as session:
+        session.execute("BEGIN; INSERT INTO jobs SELECT * FROM jobs WHERE false; PREPARE TRANSACTION 'held'")
+    try:
+        arguments = {} if action == "snapshot" else {"confirm": database, "accept_data_loss": True}
+        told = call(action, database, **arguments)
+        assert f"prepared transactions hold {database}: held (postgres, " in told["msg"]
+        assert "ROLLBACK PREPARED" in told["hint"]
+        assert named(server, database) == [database]
+        assert connect(database).execute("SELECT count(*) >= 0 FROM jobs").fetchone() == (True,)
+    finally:
+        connect(database).execute("ROLLBACK PREPARED 'held'")
+
+
 # The snapshot
 
 

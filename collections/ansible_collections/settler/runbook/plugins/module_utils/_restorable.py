@@ -10,6 +10,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.settler.runbook.plugins.module_utils._database import properties, refused_settings
+from ansible_collections.settler.runbook.plugins.module_utils._prepared import HINT, prepared
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import sql
 
 if t.TYPE_CHECKING:
@@ -17,6 +18,8 @@ if t.TYPE_CHECKING:
 
 #: How many objects of a kind are named.
 _NAMED = 5
+#: Seconds that a transaction manager may leave a transaction prepared.
+_MOMENT = 5
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def obstacles(connection: psycopg.Connection[t.Any], role: str) -> list[Obstacle
     if names := _names(connection, sql.SQL(_SUBSCRIPTIONS), role):
         hint = "DROP SUBSCRIPTION before the run and make it again afterwards: no dump and no snapshot has one."
         found.append(Obstacle(f"a subscription stays with the failed database: {names}", hint, copied=False))
+    if names := prepared(connection, connection.info.dbname, older_than=_MOMENT):
+        found.append(Obstacle(f"prepared transactions let nobody rename the database: {names}", HINT, copied=False))
     found += [
         Obstacle(error.message, f"{error.hint} No snapshot has it either.", copied=False)
         for error in refused_settings(connection, properties(connection))

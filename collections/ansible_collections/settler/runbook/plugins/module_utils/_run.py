@@ -118,8 +118,9 @@ def one_of(connection: psycopg.Connection[t.Any], query: str, *parameters: t.Any
 
 
 def describe_session(row: t.Mapping[str, t.Any]) -> str:
-    """Describe a session that stands in the way."""
+    """Describe a session that stands in the way; a prepared transaction has none."""
+    who = f"pid {row['pid']}" if row["pid"] else "no session"
     return (
-        f"pid {row['pid']} ({row['usename']}, {row['application_name'] or 'no application name'}, {row['state']}, "
+        f"{who} ({row['usename']}, {row['application_name'] or 'no application name'}, {row['state']}, "
         f"{row['seconds']} s): {' '.join((row['query'] or '').split())}"
     )

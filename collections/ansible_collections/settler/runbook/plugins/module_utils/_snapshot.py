@@ -22,6 +22,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._database import p
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, from_postgres
 from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._manifest import used_run_id
+from ansible_collections.settler.runbook.plugins.module_utils._prepared import refuse_prepared
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 from ansible_collections.settler.runbook.plugins.module_utils._swap import (
     SNAPSHOT,
@@ -170,6 +171,7 @@ def take(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
 
 
 def _check_alone(connection: psycopg.Connection[t.Any], database: str) -> None:
+    refuse_prepared(connection, database)
     sessions = connection.execute(_SESSIONS, [database]).fetchall()
     if sessions:
         told = ", ".join(f"pid {pid} ({user}, {application or 'no name'})" for pid, user, application in sessions)

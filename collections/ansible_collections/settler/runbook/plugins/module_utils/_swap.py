@@ -17,6 +17,7 @@ import typing as t
 from dataclasses import dataclass
 
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
+from ansible_collections.settler.runbook.plugins.module_utils._prepared import refuse_prepared
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
 
 #: Seconds that sessions get to end before a swap gives up.
@@ -248,8 +249,9 @@ def _empty(connection: psycopg.Connection[t.Any], database: str, but: t.Sequence
     What works for no role is autovacuum: a rename, a drop and a copy end it with the server's own right to do so.
 
     Raises:
-        RunbookError: one does not leave, or may not be ended by this role.
+        RunbookError: one does not leave, or may not be ended by this role; a prepared transaction stays in any case.
     """
+    refuse_prepared(connection, database)
     deadline = time.monotonic() + LEAVE_SECONDS
     while True:
         left = connection.execute(
