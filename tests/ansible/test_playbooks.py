@@ -287,6 +287,15 @@ def test_an_inventory_without_the_group_ends_red(deployment: Deployment) -> None
     assert "no host in group settler_database" in run.output
 
 
+def test_a_limit_to_a_host_outside_the_group_ends_red(deployment: Deployment) -> None:
+    inventory = json.loads(deployment.inventory.read_text())
+    inventory["others"] = {"hosts": {"somebody": {}}}
+    deployment.inventory.write_text(json.dumps(inventory))
+    run = deployment.play("migrate.yml", "--limit", "somebody")
+    assert run.rc != 0
+    assert "--limit leaves no host of group settler_database" in run.output
+
+
 def test_another_environment_than_expected_ends_red(deployment: Deployment) -> None:
     run = deployment.play("migrate.yml", runbook_expected_environment="prod")
     assert run.rc != 0

@@ -18,7 +18,8 @@ from tests.support import PROJECT, as_migrator, call_module, write_migrations
 from tools import legacy
 
 FILES = {
-    "001_a.sql": "CREATE TABLE a (id int PRIMARY KEY, note text);\n",
+    "001_a.sql": "CREATE EXTENSION IF NOT EXISTS citext;\nCREATE SCHEMA apart;\n"
+    "CREATE TABLE a (id int PRIMARY KEY, note text);\n",
     "002_b.sql": "CREATE TABLE b (id int REFERENCES a);\nCREATE INDEX b_id ON b (id);\n",
     "003_c.sql": "ALTER TABLE a ADD COLUMN more int;\n",
     "R__view.sql": "CREATE OR REPLACE VIEW ids AS SELECT id FROM a;\n",
@@ -89,6 +90,8 @@ def test_a_baseline_is_taken_when_the_database_has_what_the_files_make(by_hand, 
         ("ALTER TABLE a DROP COLUMN note", "note"),
         ("ALTER TABLE a ALTER note TYPE varchar(10)", "note"),
         ("DROP TABLE b", "b"),
+        ("DROP EXTENSION citext", "citext"),
+        ("DROP SCHEMA apart", "apart"),
     ],
 )
 def test_a_baseline_is_refused_when_something_is_missing_or_otherwise(by_hand, adopt, connect, ask, damage, named):
@@ -172,6 +175,7 @@ def test_flyway_s_baseline_stands_for_all_before_it(by_hand, adopt, connect, rol
         (("1", "SQL", "V1__a.sql", "something else", True), "is not what Flyway applied"),
         (("1.5", "SQL", "V1_5__a.sql", "x", True), "there is no file with the number 1.5"),
         (("1", "SQL", "V1__a.sql", FILES["001_a.sql"], False), "it failed there"),
+        (("1.1", "BASELINE", "<< Flyway Baseline >>", "", True), "a baseline of 1.1, which no file's number is"),
         (("1", "JDBC", "db.V1", "", True), "an entry of the type JDBC"),
     ],
 )
@@ -195,6 +199,15 @@ def test_dbmate_s_ledger_is_taken_over(by_hand, adopt, connect, roles):
     assert "20260101000000: there is no file" in adopt(by_hand, source="dbmate")["msg"]
 
 
+def test_golang_migrate_s_ledger_is_not_taken_for_dbmate_s(by_hand, adopt, connect, ask):
+    connect(by_hand).execute("CREATE TABLE schema_migrations (version bigint PRIMARY KEY, dirty bool NOT NULL);"
+                             "INSERT INTO schema_migrations VALUES (2, false)")  # fmt: skip
+    result = adopt(by_hand, source="dbmate")
+    assert "golang-migrate's ledger, which names only the newest version" in result["msg"]
+    assert "migrate_baseline=NNN" in result["hint"]
+    assert ask(by_hand, "SELECT to_regnamespace('runbook')") is None
+
+
 def test_a_ledger_that_is_not_there_is_a_clear_error(by_hand, adopt):
     assert "cannot read Flyway's ledger flyway_schema_history" in adopt(by_hand, source="flyway")["msg"]
 
@@ -208,6 +221,8 @@ TOOLS = {
     "INSERT INTO sqitch.changes VALUES ('1', 'users', 'p', now())",
     "golang-migrate (public.schema_migrations, newest entry 7)": "CREATE TABLE schema_migrations (version bigint, "
     "dirty bool); INSERT INTO schema_migrations VALUES (7, false)",
+    "golang-migrate (public.schema_migrations, newest entry 8, which failed there)": "CREATE TABLE schema_migrations "
+    "(version bigint, dirty bool); INSERT INTO schema_migrations VALUES (8, true)",
     "dbmate or Rails (public.schema_migrations, newest entry 2024)": "CREATE TABLE schema_migrations (version varchar);"
     "INSERT INTO schema_migrations VALUES ('2023'), ('2024')",
     "Alembic (public.alembic_version, newest entry abc)": "CREATE TABLE alembic_version (version_num varchar(32));"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from ansible_collections.settler.runbook.plugins.module_utils._effects import quoted
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
@@ -30,6 +32,18 @@ INSERT INTO hidden SELECT 1 WHERE false;
 CREATE MATERIALIZED VIEW sums AS SELECT parent_id, count(*) AS n FROM child GROUP BY 1;
 CREATE SCHEMA extra; CREATE TABLE extra.kept AS SELECT 1 AS id;
 CREATE TABLE "Odd name" AS SELECT 1 AS id;
+CREATE TYPE mood AS ENUM ('sad'); CREATE TYPE pair AS (m mood[]);
+CREATE DOMAIN positive AS int CHECK (VALUE > 0); CREATE DOMAIN tiny AS positive; CREATE DOMAIN loosely AS int;
+CREATE TABLE typed AS SELECT g AS id, 'sad'::mood AS m, ROW(ARRAY['sad'::mood])::pair AS p, 5::tiny AS d
+    FROM generate_series(1, 1000) g;
+CREATE TABLE fits (id int NOT NULL, CHECK (id >= 9000 AND id < 9500));
+INSERT INTO fits SELECT g FROM generate_series(9000, 9100) g;
+CREATE TABLE unfit (id int NOT NULL, CHECK (id >= 0)); INSERT INTO unfit SELECT g FROM generate_series(9600, 9700) g;
+CREATE TABLE rest (id int NOT NULL, at int NOT NULL) PARTITION BY RANGE (at);
+CREATE TABLE rest_all PARTITION OF rest DEFAULT;
+INSERT INTO rest SELECT g, g FROM generate_series(1, 1000) g;
+CREATE TABLE next (id int NOT NULL, at int NOT NULL);
+ALTER TABLE child CLUSTER ON child_pkey;
 ANALYZE;
 """
 
@@ -85,6 +99,28 @@ CASES = [
     ('DROP TABLE "Odd name"', 'drop-table "Odd name"'),
     ("DROP SCHEMA extra CASCADE", "drop-table extra.kept"),
     ("TRUNCATE child, empty", "truncate child"),
+    ("DROP TABLE public.child", "drop-table public.child"),
+    ("ALTER TABLE child RENAME TO other; DROP TABLE public.other", "rename child, drop-table child"),
+    ("CREATE TABLE made (id int); DROP TABLE public.made", ""),
+    ("DROP TABLE empty; CREATE TABLE public.empty (id int); CREATE INDEX ON empty (id)", ""),
+    ("ALTER TABLE child SET SCHEMA extra; DROP TABLE extra.child", "drop-table child"),
+    ("ALTER TABLE child SET SCHEMA extra; DROP SCHEMA extra CASCADE", "drop-table extra.kept, drop-table child"),
+    ("DROP TYPE mood CASCADE", "drop-column public.typed.m"),
+    ("DROP TYPE mood", ""),
+    ("DROP DOMAIN positive CASCADE", "drop-column public.typed.d"),
+    ("DROP OWNED BY settler_app CASCADE", ""),
+    ("ALTER DOMAIN positive ADD CHECK (VALUE > 1)", "check-without-not-valid public.typed.d"),
+    ("ALTER DOMAIN positive ADD CHECK (VALUE > 1) NOT VALID", ""),
+    ("ALTER DOMAIN tiny SET NOT NULL", "check-without-not-valid public.typed.d"),
+    ("ALTER TABLE child ADD COLUMN more tiny", "table-rewrite child.more"),
+    ("ALTER TABLE child ADD COLUMN more public.positive", "table-rewrite child.more"),
+    ("ALTER TABLE child ADD COLUMN more loosely", ""),
+    ("ALTER TABLE child ADD COLUMN more mood", ""),
+    ("ALTER TABLE parted ATTACH PARTITION fits FOR VALUES FROM (9000) TO (9500)", ""),
+    ("ALTER TABLE parted ATTACH PARTITION unfit FOR VALUES FROM (9500) TO (9800)", "attach-without-check unfit"),
+    ("ALTER TABLE rest ATTACH PARTITION next FOR VALUES FROM (5000) TO (6000)", "attach-without-check public.rest_all"),
+    ("CREATE TABLE new PARTITION OF rest FOR VALUES FROM (5000) TO (6000)", "attach-without-check public.rest_all"),
+    ("REINDEX INDEX child_there", "index-without-concurrently child_there"),
     ("ALTER TABLE child RENAME TO other", "rename child"),
     ("ALTER TABLE child RENAME note TO other", "rename child.note"),
     ("ALTER TABLE child RENAME TO other; CREATE INDEX ON other (body)",
@@ -130,7 +166,7 @@ def test_what_is_no_type_change_writes_no_table_anew(new_database, connect):
     database.execute(SETUP)
     wrong = []
     for text, wanted in CASES:
-        if " TYPE " not in text or "empty" in text:
+        if not re.match(r"ALTER TABLE child (ADD COLUMN|ALTER \w+ TYPE)", text):
             continue
         with database.transaction(force_rollback=True):
             before = database.execute("SELECT pg_relation_filenode('child')").fetchone()
@@ -147,7 +183,16 @@ def test_what_is_no_type_change_writes_no_table_anew(new_database, connect):
         ("SET search_path = extra, public;\nDROP TABLE kept;", "drop-table kept"),
         ("SET LOCAL search_path TO extra;\nALTER TABLE kept DROP COLUMN id;", "drop-column kept.id"),
         ("SET SCHEMA 'extra';\nDROP TABLE kept;", "drop-table kept"),
+        ("SELECT pg_catalog.set_config('search_path', 'extra', false);\nDROP TABLE kept;", "drop-table kept"),
         ("SET search_path = extra;\nDROP TABLE child;", ""),
+        (
+            "SET search_path = extra, public;\nCREATE TABLE child (i int);\nDROP TABLE public.child;",
+            "drop-table public.child",
+        ),
+        (
+            "SET search_path = extra;\nDROP TABLE public.child;\nDROP TABLE extra.kept;",
+            "drop-table public.child, drop-table extra.kept",
+        ),
         ("SET search_path = extra;\nRESET search_path;\nDROP TABLE kept;", ""),
         ("CREATE TABLE kept (i int);\nSET search_path = extra;\nDROP TABLE kept;", "drop-table kept"),
     ],
@@ -218,6 +263,56 @@ def test_the_plan_names_the_strongest_lock_with_size_and_rows(look):
     line = plan.lines()[0]
     assert line.startswith("one transaction, 4 statements; ACCESS EXCLUSIVE on child (")
     assert "code that a plan cannot look into at line 5; irreversible" in line
+
+
+def test_what_a_role_owns_an_extension_brought_and_the_locks_along_with_a_lock_are_told(look, new_database, connect):
+    (owned,) = look(migration("DROP OWNED BY CURRENT_USER;\n"))
+    assert {"drop-table public.child", "drop-table extra.kept"} <= set(_named([owned]).split(", "))
+    session = connect(new_database())
+    session.execute("CREATE EXTENSION hstore; CREATE TABLE a AS SELECT 'a=>1'::hstore AS h, ARRAY['a=>1'::hstore] AS i")
+    (plan,) = assess(session, [parse(migration("DROP EXTENSION hstore CASCADE;\n"))], Options(run_id="r"))
+    assert _named([plan]) == "drop-column public.a.h, drop-column public.a.i"
+
+    session.execute("CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE c (b int REFERENCES b); CREATE INDEX ON c (b)")
+    session.execute("INSERT INTO b SELECT generate_series(1, 1000)")
+    options = Options(run_id="r")
+    (dropped,) = assess(session, [parse(migration("DROP TABLE c;\n"))], options)
+    assert (dropped.lock, dropped.on.name) == ("ACCESS EXCLUSIVE", "b")
+    session.execute("INSERT INTO c SELECT generate_series(1, 1000)")
+    (dropped,) = assess(session, [parse(migration("DROP INDEX c_b_idx;\n"))], options)
+    assert (dropped.lock, dropped.on.name) == ("ACCESS EXCLUSIVE", "c")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("REINDEX SCHEMA extra", "index-without-concurrently extra.kept"),
+        ("REINDEX INDEX CONCURRENTLY child_there", ""),
+        ("CLUSTER", "table-rewrite public.child"),
+        ("VACUUM (FULL) child", "table-rewrite child"),
+        ("DROP INDEX CONCURRENTLY child_there", ""),
+    ],
+)
+def test_what_needs_no_transaction_is_looked_at_as_well(look, text, wanted):
+    (plan,) = look(migration(f"-- runbook: no-transaction\n{text};\n"))
+    assert _named([plan]) == wanted
+    if "DROP INDEX" in text:
+        assert (plan.lock, plan.on.name) == ("SHARE UPDATE EXCLUSIVE", "child")
+
+
+def test_a_statement_without_a_table_means_all_of_them(look):
+    (plan,) = look(migration("-- runbook: no-transaction\nVACUUM FULL;\n"))
+    assert {"table-rewrite public.child", "table-rewrite extra.kept"} <= set(_named([plan]).split(", "))
+
+
+def test_a_partition_that_the_run_has_given_a_validated_check_is_no_hazard(look):
+    files = (
+        migration("ALTER TABLE loose ADD CONSTRAINT n CHECK (id >= 6000 AND id < 8000) NOT VALID;\n", "001_a.sql"),
+        migration("ALTER TABLE loose VALIDATE CONSTRAINT n;\n", "002_b.sql"),
+        migration("ALTER TABLE parted ATTACH PARTITION loose FOR VALUES FROM (6000) TO (8000);\n", "003_c.sql"),
+    )
+    assert _named(look(*files)) == ""
+    assert _named(look(files[0], files[2])) == "attach-without-check loose"
 
 
 def test_without_a_database_nothing_is_a_hazard():

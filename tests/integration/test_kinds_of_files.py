@@ -92,6 +92,17 @@ def test_question_with_an_answer_fails_the_file_and_shows_the_rows(new_database,
     assert ask(database, "SELECT to_regclass('q')") is None
 
 
+@pytest.mark.parametrize(
+    ("verify", "told"),
+    [("-- nothing yet\n", "it asks nothing"), ("-- runbook: role=x\nSELECT 1;", "a directive in what only asks")],
+)
+def test_what_is_no_question_is_refused_by_its_own_name(new_database, apply, ask, verify, told):
+    database = new_database()
+    error = refused(apply, database, [migration("CREATE TABLE q (i int);", "001_q.sql", verify=verify)])
+    assert error.message == f"/migrations/001_q.verify.sql:1: {told}"
+    assert ask(database, "SELECT to_regclass('q')") is None
+
+
 def test_question_leaves_no_trace_and_cannot_write(new_database, apply, ask):
     database = new_database()
     good = migration(

@@ -8,7 +8,7 @@ import time
 
 import psycopg
 import pytest
-from ansible_collections.settler.runbook.plugins.module_utils import _statements
+from ansible_collections.settler.runbook.plugins.module_utils import _statements, _transaction
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect as engine_connect
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import Options, Outcome, migrate, run_lock
@@ -308,6 +308,9 @@ def test_next_file_that_cannot_be_opened_is_no_failure_of_the_one_before(new_dat
     assert [step.file for step in done.applied] == ["001_step.sql"]
     assert ask(database, "SELECT array_agg(file || ' ' || state) FROM runbook.migrations") == ["001_step.sql applied"]
     assert ask(database, TABLES) == ["a"]
+    assert ask(database, "SELECT event || ' ' || file FROM runbook.events ORDER BY id DESC LIMIT 1") == (
+        "failed 002_step.sql"
+    )
 
 
 def test_file_costs_one_round_trip_more_than_its_statements(new_database, apply, monkeypatch):
@@ -540,6 +543,18 @@ def test_ledger_tells_who_applied_what_when_and_where(cluster, new_database, app
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("schema", ["runbook", 'led"ger % x'])
+@pytest.mark.parametrize("change", ["DELETE FROM {}", "TRUNCATE {}", "UPDATE {} SET event = 'failed'"])
+def test_events_are_only_added_to(new_database, apply, ask, connect, schema, change):
+    database = new_database()
+    apply(database, files("SELECT 1;"), schema=schema)
+    events = sql.Identifier(schema, "events")
+    with connect(database, role="settler_owner") as owner, pytest.raises(psycopg.errors.RestrictViolation) as caught:
+        owner.execute(sql.SQL(change).format(events))
+    assert caught.value.diag.message_primary == f"{schema}.events is history: it is only added to"
+    assert ask(database, sql.SQL("SELECT array_agg(event) FROM {}").format(events)) == ["applied"]
+
+
 def test_ledger_may_live_in_any_schema(new_database, apply, ask):
     database = new_database()
     apply(database, files("SELECT 1;"), schema='led"ger x')
@@ -612,6 +627,54 @@ def test_backend_that_is_killed_in_mid_file_leaves_nothing_and_the_next_run_succ
     assert error.facts["sqlstate"] == "57P01"
     assert ask(database, TABLES) is None
     assert len(apply(database, files(slow.replace("60", "0"))).applied) == 1
+
+
+EVENTS = "SELECT array_agg(concat_ws(' ', event, file, detail->>'sqlstate') ORDER BY id) FROM runbook.events"
+
+
+@pytest.mark.parametrize(
+    ("text", "sqlstate"),
+    [
+        ("RESET ROLE; SELECT pg_terminate_backend(pg_backend_pid());", "57P01"),
+        ("-- runbook: role=nobody_of_this_name\nSELECT 1;", "22023"),
+        ("-- runbook: no-transaction role=nobody_of_this_name\nVACUUM a;", "22023"),
+        ("-- runbook: no-transaction\nRESET ROLE; SELECT pg_terminate_backend(pg_backend_pid());", "57P01"),
+    ],
+)
+def test_each_failure_is_in_the_events_with_its_sqlstate(new_database, apply, ask, text, sqlstate):
+    database = new_database()
+    refused(apply, database, files("CREATE TABLE a (i int);", text))
+    assert ask(database, EVENTS) == ["applied 001_step.sql", f"failed 002_step.sql {sqlstate}"]
+
+
+def test_connection_that_breaks_at_commit_is_followed_by_the_truth(new_database, apply, ask, connect):
+    database = new_database()
+    connect(database).execute(
+        """CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+           'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(1); RETURN NULL; END'"""
+    )
+    deferred = """CREATE TABLE b (i int);
+        CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON b DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+            EXECUTE FUNCTION ends();
+        INSERT INTO b VALUES (1);"""
+    error = refused(apply, database, files("CREATE TABLE a (i int);", deferred))
+    assert "002_step.sql: the connection broke at COMMIT: the file was rolled back and left nothing" in error.message
+    assert error.facts["ambiguous"] is False
+    assert ask(database, TABLES) == ["a"]
+
+
+def test_connection_that_breaks_after_the_commit_is_followed_by_the_truth(new_database, apply, ask, monkeypatch):
+    database, real = new_database(), _transaction._commit
+
+    def breaks(work, *arguments):
+        real(work, *arguments)
+        ask(database, "SELECT pg_terminate_backend(%s)", work.connection.info.backend_pid)
+        work.connection.execute("SELECT 1")
+
+    monkeypatch.setattr(_transaction, "_commit", breaks)
+    error = refused(apply, database, files("CREATE TABLE a (i int);"))
+    assert "001_step.sql: the connection broke at COMMIT: the file is applied" in error.message
+    assert ask(database, "SELECT state FROM runbook.migrations") == "applied"
 
 
 def test_runner_that_is_killed_in_mid_file_leaves_nothing_and_the_next_run_succeeds(

@@ -56,6 +56,33 @@ def test_running_query_of_a_blocker_is_cancelled(busy, apply, ask):
     assert done.ended[0]["action"] == "cancel"
 
 
+@pytest.fixture
+def held(new_database, connect, apply):
+    """Make a database whose table a prepared transaction holds; no session has it."""
+    database = new_database()
+    apply(database, [TABLE])
+    with connect(database) as session:
+        session.execute(
+            "BEGIN; LOCK TABLE a IN SHARE MODE; INSERT INTO a VALUES (1); PREPARE TRANSACTION 'of a manager'"
+        )
+    yield database
+    with connect(database) as session:
+        session.execute("ROLLBACK PREPARED 'of a manager'")
+
+
+def test_prepared_transaction_is_named_and_no_policy_ends_it(held, apply, ask):
+    policy = BlockerPolicy("terminate", 0.0, match=("*",))
+    done = Outcome()
+    error = refused(
+        apply, held, [TABLE, ALTER], done, lock_timeout=1, lock_attempts=1, blockers=policy, long_transaction=0
+    )
+    assert "blocked by: no session (postgres, of a manager, prepared, " in error.message
+    assert "ROLLBACK PREPARED ends it" in error.message
+    assert (done.ended, ask("postgres", "SELECT count(*) FROM pg_prepared_xacts")) == ([], 1)
+    assert any("may hold locks" in warning and "of a manager" in warning for warning in done.warnings)
+    assert any("it is no client but the prepared transaction" in warning for warning in done.warnings)
+
+
 def test_old_transactions_are_reported_before_the_start(busy, apply):
     database, blocker = busy
     time.sleep(1.1)
@@ -536,7 +563,7 @@ def test_ledger_of_the_first_version_is_completed(new_database, connect, apply, 
         session.execute(
             "ALTER TABLE runbook.migrations DROP kind, DROP state, DROP restore_point, DROP job_id, DROP backend_pid,"
             " DROP touched;"
-            "DROP TABLE runbook.journal"
+            "DROP TABLE runbook.journal; DROP FUNCTION runbook.keep_events CASCADE"
         )
     assert [one.file for one in apply(database, [TABLE, ALTER], job_id="77").applied] == ["002_step.sql"]
     assert ask(database, "SELECT array_agg(kind || ' ' || state) FROM runbook.migrations") == ["versioned applied"] * 2
@@ -547,7 +574,10 @@ def test_plan_reads_a_ledger_of_the_first_version(cluster, roles, tmp_path, new_
     database = new_database()
     apply(database, [TABLE])
     with connect(database) as session:
-        session.execute("ALTER TABLE runbook.migrations DROP kind, DROP state; DROP TABLE runbook.journal")
+        session.execute(
+            "ALTER TABLE runbook.migrations DROP kind, DROP state; DROP TABLE runbook.journal; "
+            "DROP FUNCTION runbook.keep_events CASCADE"
+        )
     write_migrations(tmp_path, {"001_test.sql": TABLE.text, "002_step.sql": ALTER.text})
     info = call_module(
         "migration_info",

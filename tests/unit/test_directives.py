@@ -71,6 +71,20 @@ def test_what_is_wrong_is_named_with_file_and_line(line, told):
     assert told in message
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["-- Runbook: no-transaction", "--- runbook: irreversible", "-- runbook : role=x", "/* runbook: role=x */",
+     "-- runbook no-transaction", "-- RUNBOOK phase=expand"],
+)  # fmt: skip
+def test_what_was_meant_as_a_directive_is_no_comment(line):
+    assert refused(read, "-- first", line, "SELECT 1;").message == f"003_x.sql:2: not written as a directive: {line}"
+
+
+@pytest.mark.parametrize("line", ["-- runbook section 3", "-- the runbook: see docs", "/* Runbook 4 */"])
+def test_a_comment_may_name_the_runbook(line):
+    assert read_directives(f"{line}\nSELECT 1;\n", "003_x.sql") == Directives()
+
+
 def test_a_directive_below_the_first_statement_is_refused():
     message = refused(read, "SELECT 1;", "-- runbook: no-transaction").message
     assert message == "003_x.sql:2: a directive below the first statement: -- runbook: no-transaction"

@@ -20,7 +20,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._files import REPE
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import ALL
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, rows_of
+from ansible_collections.settler.runbook.plugins.module_utils._run import Options, Outcome, one_of, rows_of
 from ansible_collections.settler.runbook.plugins.module_utils._swap import SCRATCH, drop, mark, set_mark
 from ansible_collections.settler.runbook.plugins.module_utils._verify import compare
 
@@ -65,7 +65,7 @@ _TOOLS = (
         "golang-migrate",
         "schema_migrations",
         frozenset({"version", "dirty"}),
-        "SELECT version::text FROM {} LIMIT 1",
+        "SELECT version || CASE WHEN dirty THEN ', which failed there' ELSE '' END FROM {} LIMIT 1",
     ),
     _Tool("dbmate or Rails", "schema_migrations", frozenset({"version"}), "SELECT max(version::text) FROM {}"),
     _Tool("Alembic", "alembic_version", frozenset({"version_num"}), "SELECT version_num FROM {} LIMIT 1"),
@@ -191,6 +191,7 @@ def from_flyway(
         if not entry["success"]:
             problems.append(f"{script}: it failed there")
         elif entry["type"] == "BASELINE":
+            problems += [f"{script}: a baseline of {version}, which no file's number is"] * (_number(version) < 0)
             taken |= {file.file: file for order, file in versioned.items() if order <= _number(version)}
         elif entry["type"] == "SQL" and version is None:
             file = repeatable.get(script.removeprefix("R__").removesuffix(".sql").lower())
@@ -232,8 +233,14 @@ def from_dbmate(
     """Return the files that dbmate's ledger says are applied; it knows no checksums.
 
     Raises:
-        RunbookError: an entry that no file has.
+        RunbookError: an entry that no file has; or golang-migrate's table, which has no row of earlier versions.
     """
+    dirty = "FROM pg_catalog.pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'dirty' AND NOT attisdropped"
+    if one_of(connection, f"SELECT EXISTS (SELECT {dirty})", table):
+        raise RunbookError(
+            f"{table} is golang-migrate's ledger, which names only the newest version; nothing was changed",
+            hint="Take that version as a baseline: playbooks/adopt.yml -e migrate_baseline=NNN.",
+        )
     versioned = {file.order: file for file in files if file.version and not file.folder}
     try:
         found = connection.execute(sql.SQL("SELECT version::text FROM {} ORDER BY 1").format(sql.SQL(table)))
@@ -331,9 +338,10 @@ def prove_baseline(
 
 
 def _structure(catalogue: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """Return what files make of a catalogue: owners and grants belong to the environment."""
-    kinds = ("types", "tables", "sequences", "functions", "views", "materialized_views")
-    return {kind: _without_rights(catalogue[kind]) for kind in kinds if kind in catalogue}
+    """Return what files make of a catalogue: owners, grants and versions of extensions belong to the environment."""
+    kinds = ("schemas", "types", "tables", "sequences", "functions", "views", "materialized_views")
+    found = {kind: _without_rights(catalogue[kind]) for kind in kinds if kind in catalogue}
+    return {**found, "extensions": dict.fromkeys(catalogue.get("extensions", ()), "0")}
 
 
 def _without_rights(value: t.Any) -> t.Any:

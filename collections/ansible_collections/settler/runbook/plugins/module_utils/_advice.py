@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._files import MigrationFile
+    from ansible_collections.settler.runbook.plugins.module_utils._hazards import FilePlan
 
 #: Rules that no hazard covers, and that are no matter of taste. Timeouts and transactions are the engine's.
 _RULES = frozenset({
@@ -28,6 +30,15 @@ _RULES = frozenset({
     "prefer-robust-stmts",
 })  # fmt: skip
 _SECONDS = 30
+
+
+def with_advice(plans: t.Sequence[FilePlan], files: t.Sequence[MigrationFile]) -> list[FilePlan]:
+    """Return the plans of files with what the linter says of each."""
+    told = advice(files)
+    return [
+        dataclasses.replace(plan, advice=tuple(told.get(str(file.path), ())))
+        for plan, file in zip(plans, files, strict=True)
+    ]
 
 
 def advice(files: t.Sequence[MigrationFile]) -> dict[str, list[str]]:

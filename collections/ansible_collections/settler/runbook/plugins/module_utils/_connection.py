@@ -254,6 +254,18 @@ def connect_as(
     return connection
 
 
+def beside(connection: psycopg.Connection[t.Any], application: str) -> psycopg.Connection[t.Any]:
+    """Open another session of the same login in the same database, also where the first one is broken."""
+    info = connection.info
+    return psycopg.connect(
+        info.dsn,
+        password=info.password or None,
+        application_name=application[:63],
+        autocommit=True,
+        prepare_threshold=None,
+    )
+
+
 def may_become(connection: psycopg.Connection[t.Any], role: str | None) -> bool:
     """Tell whether the login may work as C(role); check mode does without where it may not."""
     if not role:

@@ -14,6 +14,10 @@ from dataclasses import dataclass, replace
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 
 _LINE = re.compile(r"^[ \t]*--[ \t]*runbook:(.*)$")
+#: What was meant as a directive, and would be a comment.
+_NEARLY = re.compile(
+    r"^[ \t]*(--+|/\*)[ \t]*runbook([ \t]*:|[ \t]+(?=no-transaction|irreversible|[a-z-]+=))", re.IGNORECASE
+)
 _COMMENT_OR_BLANK = re.compile(r"^[ \t]*(--.*)?$")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|h)")
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -52,7 +56,8 @@ def read_directives(text: str, where: object) -> Directives:
         where: its path, for messages.
 
     Raises:
-        RunbookError: an unknown directive, a value that makes no sense, or a directive below the first statement.
+        RunbookError: an unknown directive, one that is spelled as a comment, a value that makes no sense, or a
+            directive below the first statement.
     """
     found = Directives()
     head = True
@@ -65,6 +70,11 @@ def read_directives(text: str, where: object) -> Directives:
             )
         if match:
             found = _read_line(found, match[1], f"{where}:{number}")
+        elif head and _NEARLY.match(line):
+            raise RunbookError(
+                f"{where}:{number}: not written as a directive: {line.strip()}",
+                hint="Write -- runbook: and the directive.",
+            )
         head = head and bool(_COMMENT_OR_BLANK.match(line))
         if not head and "runbook:" not in text:
             break

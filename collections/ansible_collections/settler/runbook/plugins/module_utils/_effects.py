@@ -49,7 +49,7 @@ class Effect:
     """A relation that a statement names, as SQL writes it, and the lock that it takes on it; empty if it has none yet.
 
     C(change) is what becomes of it: V(made), V(dropped), V(renamed) to C(name), V(checked) by a constraint C(name)
-    that C(column) is not null, or the constraint C(name) V(validated).
+    that C(column) is not null, or the constraint C(name) V(validated). SET SCHEMA is a new name with the schema.
     """
 
     relation: str
@@ -65,11 +65,18 @@ def quoted(*parts: str | None) -> str:
 
 
 _PLAIN = re.compile(r"[a-z_][a-z0-9_$]*")
+_QUALIFIED = re.compile(r'("(""|[^"])*"|[^".]+)\.')
 
 
 def relation_name(node: t.Any) -> str:
     """Return the name of a RangeVar."""
     return quoted(node.schemaname, node.relname)
+
+
+def schema_of(name: str) -> str:
+    """Return the schema of a name, as SQL writes it; empty if it has none."""
+    found = _QUALIFIED.match(name)
+    return found[1] if found else ""
 
 
 def listed_name(names: t.Iterable[t.Any]) -> str:
@@ -291,6 +298,12 @@ def _rename(node: t.Any) -> t.Iterator[Effect]:
         yield Effect(relation, change=RENAMED, name=quoted(node.relation.schemaname, node.newname))
 
 
+def _set_schema(node: t.Any) -> t.Iterator[Effect]:
+    if node.relation:
+        yield Effect(relation_name(node.relation), ACCESS_EXCLUSIVE)
+        yield Effect(relation_name(node.relation), change=RENAMED, name=quoted(node.newschema, node.relation.relname))
+
+
 @functools.cache
 def _relation_kinds() -> frozenset[t.Any]:
     kinds = enums.ObjectType
@@ -306,7 +319,8 @@ def _drop(node: t.Any) -> t.Iterator[Effect]:
             yield Effect(listed_name(name), ACCESS_EXCLUSIVE)
             yield Effect(listed_name(name), change=DROPPED)
         elif node.removeType == kinds.OBJECT_INDEX:
-            yield Effect(listed_name(name), SHARE_UPDATE_EXCLUSIVE if node.concurrent else ACCESS_EXCLUSIVE)
+            lock = SHARE_UPDATE_EXCLUSIVE if node.concurrent else ACCESS_EXCLUSIVE
+            yield Effect(listed_name(name), lock, change=DROPPED)
         elif node.removeType in (kinds.OBJECT_TRIGGER, kinds.OBJECT_POLICY, kinds.OBJECT_RULE):
             yield Effect(listed_name(name[:-1]), ACCESS_EXCLUSIVE)
 
@@ -366,7 +380,7 @@ def _handlers() -> dict[type, t.Callable[[t.Any], t.Iterator[Effect]]]:
         ast.CreateSeqStmt: _sequence,
         ast.AlterSeqStmt: _each(SHARE_ROW_EXCLUSIVE, "sequence"),
         ast.AlterTableStmt: _alter_table,
-        ast.AlterObjectSchemaStmt: _each(ACCESS_EXCLUSIVE, "relation"),
+        ast.AlterObjectSchemaStmt: _set_schema,
         ast.RenameStmt: _rename,
         ast.DropStmt: _drop,
         ast.TruncateStmt: _each(ACCESS_EXCLUSIVE, "relations"),

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._effects import (
+    ACCESS_EXCLUSIVE,
     CHECKED,
     DROPPED,
     LOCKS,
@@ -20,25 +21,42 @@ from ansible_collections.settler.runbook.plugins.module_utils._effects import (
     RENAMED,
     SHARE_ROW_EXCLUSIVE,
     VALIDATED,
+    quoted,
+    schema_of,
     stronger,
 )
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._risks import RULES, Risk
+from ansible_collections.settler.runbook.plugins.module_utils._reach import reached
+from ansible_collections.settler.runbook.plugins.module_utils._risks import (
+    DEFAULT_PARTITION,
+    OF_SCHEMA,
+    RULES,
+    Risk,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._run import one_of, rows_of
 
 if t.TYPE_CHECKING:
+    from ansible_collections.settler.runbook.plugins.module_utils._effects import Effect
     from ansible_collections.settler.runbook.plugins.module_utils._run import Options
     from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, Statement
 
-_SEARCH_PATH = re.compile(r"(re)?set\s+((session|local)\s+)?(search_path|schema)\b", re.IGNORECASE)
+_SEARCH_PATH = re.compile(
+    r"(re)?set\s+((session|local)\s+)?(search_path|schema)\b"
+    r"|select\s+(pg_catalog\.)?set_config\(\s*'search_path'\s*,\s*'[^']*'\s*,\s*(true|false)\s*\)\s*;?\s*$",
+    re.IGNORECASE,
+)
 
 #: Allows every hazard.
 ALL = "all"
 
 _RELATIONS = """
-SELECT wanted.name, c.oid::bigint AS oid, n.nspname AS schema, c.relkind IN ('r', 'p', 'm') AS has_rows,
+SELECT wanted.name, c.oid::bigint AS oid, n.nspname AS schema, c.relname AS own_name,
+       c.relkind IN ('r', 'p', 'm', 'i', 'I') AS has_rows,
+       (SELECT indrelid::regclass::text FROM pg_catalog.pg_index WHERE indexrelid = c.oid) AS index_of,
+       ARRAY(SELECT DISTINCT confrelid::regclass::text FROM pg_catalog.pg_constraint
+             WHERE conrelid = c.oid AND contype = 'f' AND confrelid <> c.oid ORDER BY 1) AS refers_to,
        coalesce((SELECT sum({size}) FROM pg_catalog.pg_partition_tree(c.oid) p
                  JOIN pg_catalog.pg_class leaf ON leaf.oid = p.relid WHERE p.isleaf), {own_size})::bigint AS bytes,
        coalesce((SELECT sum(greatest(leaf.reltuples, 0)) FROM pg_catalog.pg_partition_tree(c.oid) p
@@ -83,9 +101,30 @@ SELECT (%(old)s::oid = %(new)s::oid
          WHERE castsource = %(old)s::oid AND casttarget = %(new)s::oid AND castmethod = 'b')
     OR %(old)s::oid = 'text'::regtype AND %(new)s::oid = 'varchar'::regtype AND %(new_modifier)s = -1) AS kept
 """
-_TABLES_OF_SCHEMA = """
-SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relkind IN ('r', 'p') ORDER BY 1
+#: Of a domain, and of those that it is made of: writing it into the rows is how the server checks them.
+_CONSTRAINED = """
+WITH RECURSIVE types AS (
+    SELECT oid, typtype, typbasetype, typnotnull FROM pg_catalog.pg_type WHERE oid = to_regtype(%s)
+    UNION ALL
+    SELECT p.oid, p.typtype, p.typbasetype, p.typnotnull FROM pg_catalog.pg_type p JOIN types t ON p.oid = t.typbasetype
+)
+SELECT EXISTS (SELECT FROM types t WHERE typtype = 'd' AND (typnotnull OR EXISTS (
+    SELECT FROM pg_catalog.pg_constraint WHERE contypid = t.oid AND contype = 'c')))
+"""
+#: Whether a validated constraint is one on the partition key, in both directions. What it says, the server compares.
+_FITTING = """
+WITH key AS (
+    SELECT p.partstrat, p.partdefid, array_agg(a.attnum) AS columns, bool_and(a.attnotnull) AS not_null
+    FROM pg_catalog.pg_partitioned_table p, unnest(p.partattrs::int2[]) AS number
+    JOIN pg_catalog.pg_attribute of ON of.attnum = number
+    JOIN pg_catalog.pg_attribute a ON a.attname = of.attname AND a.attrelid = %(part)s::oid
+    WHERE p.partrelid = %(of)s::oid AND of.attrelid = p.partrelid GROUP BY 1, 2
+)
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_constraint k, key, pg_get_constraintdef(k.oid) AS said
+    WHERE k.conrelid = %(part)s::oid AND k.contype = 'c' AND k.convalidated AND k.conkey @> key.columns
+      AND CASE WHEN key.partdefid = k.conrelid OR key.partstrat <> 'r' THEN true
+               ELSE said LIKE '%%>=%%' AND said LIKE '%%<%%' AND (key.not_null OR said LIKE '%%IS NOT NULL%%') END)
 """
 
 
@@ -93,15 +132,24 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AN
 class Relation:
     """A relation that is in the database now: its size in bytes and the planner's estimate of its rows, if any.
 
-    C(has_rows) tells tables and materialized views from all others.
+    C(has_rows) tells tables, materialized views and indexes from all others. C(index_of) is the table of an index,
+    C(refers_to) has the tables that the foreign keys of a table refer to.
     """
 
     name: str
     oid: int
     schema: str
+    own_name: str
     has_rows: bool
+    index_of: str | None
+    refers_to: tuple[str, ...]
     bytes: int
     rows: int | None
+
+    @property
+    def key(self) -> str:
+        """The name with its schema."""
+        return quoted(self.schema, self.own_name)
 
     def __str__(self) -> str:
         return f"{self.name} ({_extent(self.bytes, self.rows)})"
@@ -262,16 +310,18 @@ class _Assessment:
     ) -> None:
         self._connection = connection
         self._options = options
-        #: What a name stands for by now, under a search_path: the name that the relation has in the database, or None
-        #: if the run made it.
-        self._names: dict[tuple[str, str], str | None] = {}
+        #: What a name with its schema stands for by now: the one that it has in the database, or None if the run
+        #: made it.
+        self._names: dict[str, str | None] = {}
         self._path = ""  # the SET that the file at hand has given; each file begins without one
         self._checks: dict[tuple[str, str], str] = {}
         self._proved: set[tuple[str, str]] = set()
-        effects = [effect for script in scripts for one in script.statements for effect in one.effects]
-        self._wanted = {effect.relation for effect in effects}
-        #: By the SET under which they were looked for.
-        self._found = {"": _relations(connection, self._wanted)}
+        self._validated: set[str] = set()
+        self._by_key: dict[str, Relation] = {}
+        #: By the SET under which they were looked for: the schema where new ones go, and what was found.
+        self._found: dict[str, tuple[str, dict[str, Relation]]] = {}
+        self._wanted = {effect.relation for script in scripts for one in script.statements for effect in one.effects}
+        self._learn(self._wanted)
 
     def plan_of(self, script: Script) -> FilePlan:
         """Return the plan of the next file."""
@@ -279,15 +329,15 @@ class _Assessment:
         hazards: list[Hazard] = []
         self._path = ""
         for statement in script.statements:
-            if statement.session and _SEARCH_PATH.match(statement.text):
+            if _SEARCH_PATH.match(statement.text):
                 self._path = statement.text
+                self._learn(self._wanted)
             hazards += self._hazards(script, statement, held)
             for effect in statement.effects:
-                relation = self._now(effect.relation)
-                if effect.lock and relation:
-                    held[relation] = stronger(held.get(relation, ""), effect.lock)
+                for locked in self._locked(effect):
+                    held[locked] = stronger(held.get(locked, ""), effect.lock or ACCESS_EXCLUSIVE)
             self._follow(statement)
-        relation = max(held, key=lambda one: (LOCKS.index(held[one]), one.bytes), default=None)
+        relation = max(held, key=lambda one: (LOCKS.index(held[one]), not one.index_of, one.bytes), default=None)
         lock = held[relation] if relation else ""
         return FilePlan(
             script.file.file,
@@ -304,33 +354,60 @@ class _Assessment:
             changes=script.file.directives.changes,
         )
 
-    @property
-    def _relations(self) -> dict[str, Relation]:
-        """The relations of the database by their names under the present search_path."""
-        if self._path not in self._found:
-            self._found[self._path] = _relations(self._connection, self._wanted, self._path)
-        return self._found[self._path]
+    def _learn(self, names: t.Collection[str]) -> None:
+        """Look for relations of the database under the present search_path."""
+        schema, known = self._found.get(self._path, ("", {}))
+        if unknown := set(names) - known.keys():
+            schema, found = _relations(self._connection, unknown, self._path)
+            known = known | found
+            for relation in found.values():
+                self._by_key.setdefault(relation.key, relation)
+        self._found[self._path] = schema, known
 
-    def _key(self, name: str) -> tuple[str, str]:
-        return ("" if "." in name else self._path), name
+    def _key(self, name: str) -> str:
+        """Return the name with its schema that a name of the file at hand stands for."""
+        if schema_of(name):
+            return name
+        schema, found = self._found[self._path]
+        made = f"{schema}.{name}"
+        return found[name].key if name in found and made not in self._names else made
 
     def _now(self, name: str) -> Relation | None:
         """Return the relation of the database that a name of the files stands for at this point."""
-        known = self._names.get(self._key(name), name)
-        return self._relations.get(known) if known else None
+        key = self._key(name)
+        known = self._names.get(key, key)
+        return self._by_key.get(known) if known else None
+
+    def _locked(self, effect: Effect) -> list[Relation]:
+        """Return what an effect locks: the relation, and what the server locks along with it."""
+        relation = self._now(effect.relation)
+        if not relation or not (effect.lock or effect.change == DROPPED):
+            return []
+        along: t.Sequence[str] = ()
+        if effect.change == DROPPED:
+            along = [relation.index_of] if relation.index_of else relation.refers_to
+        self._learn(along)
+        return [one for one in (relation, *map(self._now, along)) if one]
 
     def _follow(self, statement: Statement) -> None:
         """Keep in mind what a statement makes of its relations."""
         for effect in statement.effects:
             key = self._key(effect.relation)
-            if effect.change == DROPPED or (effect.change == MADE and self._now(effect.relation) is None):
+            if effect.change == MADE:
+                key = key if schema_of(effect.relation) else f"{self._found[self._path][0]}.{effect.relation}"
+                if self._names.get(key, key) not in self._by_key:
+                    self._names[key] = None
+            elif effect.change == DROPPED:
                 self._names[key] = None
             elif effect.change == RENAMED:
-                self._names[self._key(effect.name)], self._names[key] = self._names.get(key, effect.relation), None
+                new = effect.name if schema_of(effect.name) else f"{schema_of(key)}.{effect.name}"
+                self._names[new], self._names[key] = self._names.get(key, key), None
             elif effect.change == CHECKED:
-                self._checks[effect.relation, effect.name] = effect.column
-            elif effect.change == VALIDATED and (effect.relation, effect.name) in self._checks:
-                self._proved.add((effect.relation, self._checks[effect.relation, effect.name]))
+                self._checks[key, effect.name] = effect.column
+            elif effect.change == VALIDATED:
+                self._validated.add(key)
+                if (key, effect.name) in self._checks:
+                    self._proved.add((key, self._checks[key, effect.name]))
 
     def _hazards(self, script: Script, statement: Statement, held: t.Mapping[Relation, str]) -> t.Iterator[Hazard]:
         """Yield the hazards of a statement."""
@@ -366,14 +443,33 @@ class _Assessment:
                 yield Risk("validate-under-lock", effect.relation)
 
     def _expanded(self, risk: Risk) -> t.Iterator[Risk]:
-        """Yield a risk for each table of a schema, where it is one of a schema."""
-        if not risk.schema:
+        """Yield a risk for each relation that is meant, where it names none itself."""
+        if not risk.reach:
             yield risk
-        elif self._connection:
-            tables = [row[0] for row in self._connection.execute(_TABLES_OF_SCHEMA, [risk.schema])]
-            self._relations.update(_relations(self._connection, set(tables)))
-            for table in tables:
-                yield replace(risk, relation=table, schema="")
+            return
+        name = risk.relation
+        if risk.reach == DEFAULT_PARTITION:
+            parent = self._now(name)
+            if not parent:
+                return
+            name = parent.key
+        for table, column in self._reached(risk.reach, name):
+            self._learn([table])
+            hazard = "drop-column" if column and risk.hazard == "drop-table" else risk.hazard
+            of = name if risk.reach == DEFAULT_PARTITION else ""
+            yield replace(risk, hazard=hazard, relation=table, column=column, partition_of=of, reach="")
+        if risk.reach == OF_SCHEMA:  # what the run has moved there
+            moved = [key for key, known in self._names.items() if known and key.startswith(f"{name}.")]
+            yield from (replace(risk, relation=key, reach="") for key in moved)
+
+    def _reached(self, reach: str, name: str) -> list[tuple[str, str]]:
+        """Return the tables and columns that a statement reaches, by the search_path of its file."""
+        if not self._connection:
+            return []
+        with self._connection.transaction(force_rollback=True):
+            if self._path:
+                self._connection.execute(self._path.encode())
+            return reached(self._connection, reach, name)
 
     def _is_hazard(self, risk: Risk, relation: Relation, script: Script) -> bool:
         """Tell whether a risk is a hazard here."""
@@ -382,13 +478,33 @@ class _Assessment:
         if rule.needs_rows and (not relation.has_rows or relation.bytes < least):
             return False
         assert self._connection
+        if risk.partition_of and self._fits(risk, relation):
+            return False
+        if risk.domain and not self._is_constrained(risk.domain):
+            return False
         if risk.hazard == "row-security-hides-rows":
             return relation.has_rows and _hides_rows(self._connection, relation, script, self._options)
         if risk.index:
-            name = risk.index if "." in risk.index else f'"{relation.schema}".{risk.index}'
+            name = risk.index if schema_of(risk.index) else f"{quoted(relation.schema)}.{risk.index}"
             if one_of(self._connection, "SELECT to_regclass(%s) IS NOT NULL", name):
                 return False
         return self._concerns_column(risk, relation)
+
+    def _fits(self, risk: Risk, relation: Relation) -> bool:
+        """Tell whether a constraint lets the server take a partition without reading it."""
+        assert self._connection
+        parent = self._now(risk.partition_of)
+        if self._key(risk.relation) in self._validated or not parent:
+            return self._key(risk.relation) in self._validated
+        return bool(rows_of(self._connection, _FITTING, {"part": relation.oid, "of": parent.oid})[0]["exists"])
+
+    def _is_constrained(self, domain: str) -> bool:
+        """Tell whether a type of the database is a domain whose constraints each row must be compared with."""
+        assert self._connection
+        with self._connection.transaction(force_rollback=True):
+            if self._path:
+                self._connection.execute(self._path.encode())
+            return bool(one_of(self._connection, _CONSTRAINED, domain))
 
     def _concerns_column(self, risk: Risk, relation: Relation) -> bool:
         """Tell whether a risk stands, by what the catalogue says of the column that it names."""
@@ -402,30 +518,33 @@ class _Assessment:
             return bool(risk.absent and not found)
         column = found[0]
         if risk.hazard == "not-null-without-check":
-            return not (column["not_null"] or column["proved"] or (risk.relation, risk.column) in self._proved)
+            return not (
+                column["not_null"] or column["proved"] or (self._key(risk.relation), risk.column) in self._proved
+            )
         return not risk.type or not _keeps_rows(self._connection, column, risk.type)
 
 
 def _relations(
-    connection: psycopg.Connection[t.Any] | None, names: t.Collection[str], path: str = ""
-) -> dict[str, Relation]:
-    """Return those relations of the database that bear these names; sizes are estimates where a lock is held.
+    connection: psycopg.Connection[t.Any] | None, names: t.Collection[str], path: str
+) -> tuple[str, dict[str, Relation]]:
+    """Return the schema where new relations go, and those of the database that bear these names.
 
-    C(path) is a file's own SET search_path, under which it names them.
+    Sizes are estimates where a lock is held. C(path) is a file's own SET search_path, under which it names them.
     """
-    if connection is None or not names:
-        return {}
+    if connection is None:
+        return "", {}
     wanted = [sorted(names)]
     with connection.transaction(force_rollback=True):
         if path:
             connection.execute(path.encode())
         connection.execute("SELECT set_config('lock_timeout', '1s', true)")
+        schema = quoted(one_of(connection, "SELECT current_schema()::text"))
         try:
             with connection.transaction():
                 rows = rows_of(connection, _RELATIONS.format(**_EXACT), wanted)
         except psycopg.errors.LockNotAvailable:
             rows = rows_of(connection, _RELATIONS.format(**_ESTIMATED), wanted)
-    return {row["name"]: Relation(**row) for row in rows}
+    return schema, {row["name"]: Relation(**{**row, "refers_to": tuple(row["refers_to"])}) for row in rows}
 
 
 def _hides_rows(connection: psycopg.Connection[t.Any], relation: Relation, script: Script, options: Options) -> bool:

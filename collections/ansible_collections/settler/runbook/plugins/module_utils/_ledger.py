@@ -80,7 +80,15 @@ ALTER TABLE {schema}.events DROP CONSTRAINT IF EXISTS events_event_check;
 ALTER TABLE {schema}.events ADD CONSTRAINT events_event_check CHECK (event IN (
     'applied', 'failed', 'repaired', 'baselined', 'adopted', 'rolled_back', 'blocker_ended', 'verified', 'proven'));
 COMMENT ON TABLE {schema}.events IS 'What happened, in order; never deleted from';
+CREATE OR REPLACE FUNCTION {schema}.keep_events() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+    RAISE restrict_violation USING MESSAGE = TG_TABLE_SCHEMA || '.events is history: it is only added to';
+END $$;
+CREATE OR REPLACE TRIGGER {kept} BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.events
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_events();
 """
+#: The newest part of the ledger: where it is, all of it is, because it is made as a whole.
+_NEWEST = "events_kept"
 
 #: A file's row and its event in one statement: planned once, answered with what the run must know.
 _RECORD = """{event}
@@ -130,34 +138,28 @@ class Ledger:
 
     def exists(self) -> bool:
         """Tell whether the database has a ledger; works for a role that has no right on it."""
-        return self._has("migrations", "file")
+        return self._finds(
+            "SELECT FROM pg_catalog.pg_attribute WHERE attname = 'file' AND attrelid = (SELECT c.oid "
+            "FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = 'migrations')"
+        )
 
     def is_current(self) -> bool:
         """Tell whether the ledger has all that this version writes; an older one is completed by M(create)."""
-        return self._has("journal", "file") and self._has("migrations", "touched") and self._knows("proven")
-
-    def _has(self, table: str, column: str) -> bool:
-        row = self.connection.execute(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid "
+        return self._finds(
+            "SELECT FROM pg_catalog.pg_trigger x JOIN pg_catalog.pg_class c ON c.oid = x.tgrelid "
             "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s)",
-            [self.schema, table, column],
-        ).fetchone()
-        return bool(row and row[0])
+            "WHERE n.nspname = %s AND c.relname = 'events' AND x.tgname = %s",
+            _NEWEST,
+        )
 
-    def _knows(self, event: str) -> bool:
-        """Tell whether the ledger lets an event in; an older one has a list without the newest."""
-        row = self.connection.execute(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n "
-            "ON n.oid = k.connamespace WHERE n.nspname = %s AND k.conname = 'events_event_check' "
-            "AND strpos(pg_get_constraintdef(k.oid), quote_literal(%s)) > 0)",
-            [self.schema, event],
-        ).fetchone()
+    def _finds(self, query: t.LiteralString, *more: str) -> bool:
+        row = self.connection.execute(f"SELECT EXISTS ({query})", [self.schema, *more]).fetchone()
         return bool(row and row[0])
 
     def create(self) -> None:
         """Make the ledger's schema and tables where they are missing."""
-        self.connection.execute(self._compose(_TABLES))
+        self.connection.execute(self._compose(_TABLES.replace("{kept}", _NEWEST)))
 
     def rows(self) -> list[LedgerRow]:
         """Return the files that the ledger knows; none where there is no ledger yet."""

@@ -36,7 +36,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._run import (
 )
 from ansible_collections.settler.runbook.plugins.module_utils._statements import Parser, Script, parse_all
 from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
-from ansible_collections.settler.runbook.plugins.module_utils._work import Work
+from ansible_collections.settler.runbook.plugins.module_utils._work import Work, record_failure
 
 _MAY_MAKE_RESTORE_POINTS = (
     "SELECT current_setting('wal_level') <> 'minimal' "
@@ -54,8 +54,13 @@ SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp
        left(query, 120) AS query
 FROM pg_catalog.pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-  AND xact_start < clock_timestamp() - make_interval(secs => %s)
-ORDER BY xact_start
+  AND xact_start < clock_timestamp() - make_interval(secs => %(seconds)s)
+UNION ALL
+SELECT 0, owner, gid, 'prepared', extract(epoch FROM clock_timestamp() - prepared)::int,
+       'COMMIT PREPARED or ROLLBACK PREPARED ends it'
+FROM pg_catalog.pg_prepared_xacts
+WHERE database = current_database() AND prepared < clock_timestamp() - make_interval(secs => %(seconds)s)
+ORDER BY seconds DESC
 """
 
 
@@ -129,7 +134,7 @@ def _shortest_wait(scripts: t.Sequence[Script], options: Options) -> float:
 def _old_transactions(connection: psycopg.Connection[t.Any], options: Options) -> list[str]:
     """Tell which transactions are so old that files are likely to wait for them; asked as the login, who sees more."""
     reset(connection)
-    found = rows_of(connection, _OLD_TRANSACTIONS, [options.long_transaction])
+    found = rows_of(connection, _OLD_TRANSACTIONS, {"seconds": options.long_transaction})
     hidden = one_of(connection, _HIDDEN)
     set_role(connection, options.role)
     told = [f"an open transaction may hold locks that a file waits for: {describe_session(row)}" for row in found]
@@ -154,8 +159,20 @@ def _apply_all(work: Work, scripts: t.Sequence[Script], held: t.Callable[[], Non
                 work.as_owner()
                 work.ledger.record_touched(script.file.file, work.touched)
                 work.touched.clear()
+        except RunbookError as error:
+            if not work.failed:
+                with contextlib.suppress(psycopg.Error):
+                    first, *_more = error.message.splitlines()
+                    record_failure(work, script, {"sqlstate": _sqlstate_of(error), "message": first})
+            raise
         finally:
             _record_ended(work, ended, script.file.file)
+
+
+def _sqlstate_of(error: RunbookError) -> str:
+    """Return the SQLSTATE of what a message was made of; empty where the engine itself refused."""
+    cause = error.__cause__
+    return (cause.sqlstate if isinstance(cause, psycopg.Error) else None) or ""
 
 
 def _apply(work: Work, script: Script, following: Script | None) -> Applied:

@@ -66,7 +66,9 @@ class Plan:
     @property
     def digest(self) -> str:
         """A SHA-256 of what is pending: the same wherever the same texts are pending in the same order."""
-        told = [[file.file, file.kind, file.checksum] for file in self.pending]
+        told = [
+            [file.file, file.kind, file.checksum, file.verify.checksum if file.verify else ""] for file in self.pending
+        ]
         return hashlib.sha256(json.dumps(told, ensure_ascii=False).encode()).hexdigest()
 
     def as_diff(self) -> dict[str, str]:

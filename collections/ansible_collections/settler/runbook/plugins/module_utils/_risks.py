@@ -70,8 +70,9 @@ RULES: t.Final[dict[str, Rule]] = {
         "REFRESH MATERIALIZED VIEW CONCURRENTLY, which needs a unique index",
     ),
     "attach-without-check": Rule(
-        "reads the whole new partition while nobody can use it",
-        "first give it a validated CHECK constraint that says the same as its bounds",
+        "reads the whole partition, the new one or the default one beside it, while nobody can use it",
+        "first give it a validated CHECK constraint that says the same as the new bounds, or the opposite in the "
+        "default partition",
     ),
     "change-without-where": Rule(
         "changes every row in one transaction and keeps all of them locked until it ends",
@@ -93,13 +94,20 @@ RULES: t.Final[dict[str, Rule]] = {
 }
 
 
+#: Relations that a statement reaches without naming them: what goes with the object that it drops, or many.
+OF_SCHEMA, OF_TYPE, OF_EXTENSION, OF_ROLE, DEFAULT_PARTITION, IN_SCHEMA, CLUSTERED, ALL_TABLES = (
+    "schema", "type", "extension", "role", "default partition", "in schema", "clustered", "all"
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Risk:
     """A hazard that a statement may be, on a relation; it is none where the catalogue answers otherwise.
 
     C(column) must be there, or if C(absent) is set must not be. C(index) must not be there. C(functions) has the names
     of those in a default: only a volatile one is dangerous. C(type) is the new one of a column, as SQL writes it.
-    C(schema) stands for all tables of a schema.
+    C(domain) is the type of a new column: only a domain with constraints is dangerous. C(partition_of) is the table
+    that the relation becomes a partition of. C(reach) says which other relations are meant, and of what.
     """
 
     hazard: str
@@ -109,7 +117,9 @@ class Risk:
     index: str = ""
     functions: tuple[str, ...] | None = None
     type: str = ""
-    schema: str = ""
+    domain: str = ""
+    partition_of: str = ""
+    reach: str = ""
 
 
 def risks(node: t.Any) -> tuple[Risk, ...]:
@@ -135,8 +145,11 @@ def _alter_table(node: t.Any) -> t.Iterator[Risk]:
 def _add_column(relation: str, command: t.Any) -> t.Iterator[Risk]:
     column = command.def_
     name = column.colname
-    if listed_name(column.typeName.names).rpartition(".")[2] in _SERIAL:
+    kind_of_column = listed_name(column.typeName.names)
+    if kind_of_column.rpartition(".")[2] in _SERIAL:
         yield Risk("table-rewrite", relation, name, absent=True)
+    elif not kind_of_column.startswith("pg_catalog."):
+        yield Risk("table-rewrite", relation, name, absent=True, domain=kind_of_column)
     for constraint in column.constraints or ():
         kind = constraint.contype
         if kind == enums.ConstrType.CONSTR_DEFAULT:
@@ -175,8 +188,15 @@ def _alter_type(relation: str, command: t.Any) -> t.Iterator[Risk]:
     yield Risk("type-change", relation, command.name, type=RawStream()(command.def_.typeName))
 
 
-def _attach(_relation: str, command: t.Any) -> t.Iterator[Risk]:
-    yield Risk("attach-without-check", relation_name(command.def_.name))
+def _attach(relation: str, command: t.Any) -> t.Iterator[Risk]:
+    yield Risk("attach-without-check", relation_name(command.def_.name), partition_of=relation)
+    if not command.def_.bound.is_default:
+        yield Risk("attach-without-check", relation, reach=DEFAULT_PARTITION)
+
+
+def _create(node: t.Any) -> t.Iterator[Risk]:
+    if node.partbound and not node.partbound.is_default:
+        yield Risk("attach-without-check", relation_name(node.inhRelations[0]), reach=DEFAULT_PARTITION)
 
 
 def _index(node: t.Any) -> t.Iterator[Risk]:
@@ -188,10 +208,29 @@ def _index(node: t.Any) -> t.Iterator[Risk]:
 def _drop(node: t.Any) -> t.Iterator[Risk]:
     kinds = enums.ObjectType
     for name in node.objects:
-        if node.removeType == kinds.OBJECT_TABLE:
+        if node.removeType in (kinds.OBJECT_TABLE, kinds.OBJECT_FOREIGN_TABLE):
             yield Risk("drop-table", listed_name(name))
-        elif node.removeType == kinds.OBJECT_SCHEMA and node.behavior == enums.DropBehavior.DROP_CASCADE:
-            yield Risk("drop-table", schema=name.sval)
+        elif node.removeType == kinds.OBJECT_EXTENSION:
+            yield Risk("drop-table", quoted(name.sval), reach=OF_EXTENSION)
+        elif node.behavior == enums.DropBehavior.DROP_CASCADE and node.removeType == kinds.OBJECT_SCHEMA:
+            yield Risk("drop-table", quoted(name.sval), reach=OF_SCHEMA)
+        elif node.behavior == enums.DropBehavior.DROP_CASCADE and node.removeType in _types():
+            yield Risk("drop-table", listed_name(name.names), reach=OF_TYPE)
+
+
+@functools.cache
+def _types() -> frozenset[t.Any]:
+    return frozenset({enums.ObjectType.OBJECT_TYPE, enums.ObjectType.OBJECT_DOMAIN})
+
+
+def _drop_owned(node: t.Any) -> t.Iterator[Risk]:
+    for role in node.roles:
+        yield Risk("drop-table", quoted(role.rolename), reach=OF_ROLE)
+
+
+def _alter_domain(node: t.Any) -> t.Iterator[Risk]:
+    if (node.subtype == "C" and not node.def_.skip_validation) or node.subtype == "O":
+        yield Risk("check-without-not-valid", listed_name(node.typeName), reach=OF_TYPE)
 
 
 def _each(hazard: str, attribute: str) -> t.Callable[[t.Any], t.Iterator[Risk]]:
@@ -205,11 +244,22 @@ def _each(hazard: str, attribute: str) -> t.Callable[[t.Any], t.Iterator[Risk]]:
 
 
 def _vacuum(node: t.Any) -> t.Iterator[Risk]:
-    yield from _each("table-rewrite", "rels")(node) if has_option(node.options, "full") else ()
+    if has_option(node.options, "full"):
+        yield from _each("table-rewrite", "rels")(node) if node.rels else [Risk("table-rewrite", reach=ALL_TABLES)]
+
+
+def _cluster(node: t.Any) -> t.Iterator[Risk]:
+    yield from _each("table-rewrite", "relation")(node) if node.relation else [Risk("table-rewrite", reach=CLUSTERED)]
 
 
 def _reindex(node: t.Any) -> t.Iterator[Risk]:
-    if not has_option(node.params, "concurrently"):
+    if has_option(node.params, "concurrently"):
+        return
+    if node.kind == enums.ReindexObjectType.REINDEX_OBJECT_SCHEMA:
+        yield Risk("index-without-concurrently", quoted(node.name), reach=IN_SCHEMA)
+    elif node.kind == enums.ReindexObjectType.REINDEX_OBJECT_DATABASE:
+        yield Risk("index-without-concurrently", reach=ALL_TABLES)
+    else:
         yield from _each("index-without-concurrently", "relation")(node)
 
 
@@ -270,10 +320,13 @@ def _handlers() -> dict[type, t.Callable[[t.Any], t.Iterator[Risk]]]:
     return {
         ast.AlterTableStmt: _alter_table,
         ast.IndexStmt: _index,
+        ast.CreateStmt: _create,
         ast.DropStmt: _drop,
+        ast.DropOwnedStmt: _drop_owned,
+        ast.AlterDomainStmt: _alter_domain,
         ast.TruncateStmt: _each("truncate", "relations"),
         ast.VacuumStmt: _vacuum,
-        ast.ClusterStmt: _each("table-rewrite", "relation"),
+        ast.ClusterStmt: _cluster,
         ast.ReindexStmt: _reindex,
         ast.RefreshMatViewStmt: _refresh,
         ast.UpdateStmt: _change,

@@ -13,6 +13,7 @@ import traceback
 import typing as t
 from dataclasses import dataclass
 
+from ansible_collections.settler.runbook.plugins.module_utils._directives import Directives
 from ansible_collections.settler.runbook.plugins.module_utils._effects import Effect, effects, lock_class, nodes
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import BATCH, REPEATABLE, MigrationFile, line_at
@@ -115,6 +116,11 @@ def parse(file: MigrationFile) -> Script:
     if file.kind == BATCH:
         _refuse_batch(file, statements)
     checks = tuple(_statements(file.verify, file.verify.text, warnings)) if file.verify else ()
+    if file.verify and not checks:
+        raise RunbookError(
+            f"{file.verify.path}:1: it asks nothing",
+            hint="Write queries that return no row when all is well, or remove it.",
+        )
     for check in checks:
         if check.refuses or check.session:
             raise RunbookError(
@@ -138,6 +144,10 @@ def _check_directives(file: MigrationFile) -> None:
         )
     if file.kind == REPEATABLE and wanted.phase:
         raise RunbookError(f"{file.path}:1: a repeatable file belongs to no phase", hint="Remove phase=….")
+    if file.verify and file.verify.directives != Directives():
+        raise RunbookError(
+            f"{file.verify.path}:1: a directive in what only asks", hint=f"Directives stand at the head of {file.file}."
+        )
 
 
 def _statements(file: MigrationFile, text: str, warnings: list[str]) -> t.Iterator[Statement]:

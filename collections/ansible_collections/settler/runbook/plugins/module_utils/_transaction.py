@@ -131,7 +131,7 @@ def _attempt(work: Work, script: Script, attempt: int, following: Script | None)
         _commit(work, record, transaction, following)
     except psycopg.OperationalError as error:
         if connection.closed:
-            raise broke_at_commit(script) from error
+            raise broke_at_commit(work, script, transaction) from error
         raise StatementError(error, None, transaction) from error
     except psycopg.Error as error:
         if _is_other(error):

@@ -16,6 +16,7 @@ import threading
 import time
 import typing as t
 
+from ansible_collections.settler.runbook.plugins.module_utils._connection import beside
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
 from ansible_collections.settler.runbook.plugins.module_utils._run import (
     BlockerPolicy,
@@ -34,6 +35,19 @@ SELECT DISTINCT a.pid, a.usename, a.application_name, a.state, a.backend_type,
        left(a.query, 120) AS query, coalesce(a.xact_start, a.backend_start)::text AS since
 FROM unnest(pg_blocking_pids(%s)) AS blocker (pid)
 JOIN pg_catalog.pg_stat_activity a USING (pid)
+UNION ALL
+SELECT DISTINCT 0, p.owner, p.gid, 'prepared', 'prepared transaction',
+       extract(epoch FROM clock_timestamp() - p.prepared)::int, 'COMMIT PREPARED or ROLLBACK PREPARED ends it',
+       p.prepared::text
+FROM unnest(pg_blocking_pids(%s)) AS blocker (pid)
+JOIN pg_catalog.pg_locks w ON w.pid = %s AND NOT w.granted
+JOIN pg_catalog.pg_locks h ON h.granted AND h.pid IS NULL
+    AND (h.database, h.relation) IS NOT DISTINCT FROM (w.database, w.relation)
+    AND h.transactionid IS NOT DISTINCT FROM w.transactionid
+JOIN pg_catalog.pg_locks own ON own.pid IS NULL AND own.locktype = 'transactionid'
+    AND own.virtualtransaction = h.virtualtransaction
+JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = own.transactionid
+WHERE blocker.pid = 0
 ORDER BY 6 DESC NULLS LAST
 """
 
@@ -165,15 +179,8 @@ class Watch:
 
     def _look(self) -> None:
         if self._own is None:
-            info = self._target.info
-            self._own = psycopg.connect(
-                info.dsn,
-                password=info.password or None,
-                application_name=f"runbook:{self._options.run_id}:watch"[:63],
-                autocommit=True,
-                prepare_threshold=None,
-            )
-        waits_for = rows_of(self._own, _BLOCKERS, [self._pid])
+            self._own = beside(self._target, f"runbook:{self._options.run_id}:watch")
+        waits_for = rows_of(self._own, _BLOCKERS, [self._pid] * 3)
         now = time.monotonic()
         if waits_for and self._since is not None:
             self.blockers = waits_for

@@ -6,19 +6,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import typing as t
 from dataclasses import dataclass, field
 
-from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
+from ansible_collections.settler.runbook.plugins.module_utils._connection import beside, reset, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe, hint_of
 from ansible_collections.settler.runbook.plugins.module_utils._files import line_at
+from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
-from ansible_collections.settler.runbook.plugins.module_utils._run import RETRYABLE, Options, Outcome, describe_session
+from ansible_collections.settler.runbook.plugins.module_utils._run import (
+    RETRYABLE,
+    Options,
+    Outcome,
+    describe_session,
+    one_of,
+)
 
 if t.TYPE_CHECKING:
-    from ansible_collections.settler.runbook.plugins.module_utils._ledger import Ledger
     from ansible_collections.settler.runbook.plugins.module_utils._statements import Script, Statement
     from ansible_collections.settler.runbook.plugins.module_utils._watch import Watch
 
@@ -46,7 +53,7 @@ class Work:
     C(key) is the run's lock, C(touched) has the OIDs of relations that a file has touched which is not one transaction
     (of others the ledger's row has them), C(restore_points) says whether the login may make them. C(opened) is the
     transaction of the file that comes next, if it is open, C(unflushed) says that the last commit has not waited for
-    the disk.
+    the disk. C(failed) says that a failure was recorded.
     """
 
     connection: psycopg.Connection[t.Any]
@@ -59,6 +66,7 @@ class Work:
     touched: set[int] = field(default_factory=set)
     opened: Opened | None = None
     unflushed: bool = False
+    failed: bool = False
 
     def role_of(self, script: Script) -> str | None:
         """Return the role that a file works as."""
@@ -166,12 +174,22 @@ class StatementError(Exception):
 
 
 def record_failure(work: Work, script: Script, detail: t.Mapping[str, t.Any]) -> None:
-    """Write the failed event. A first run that fails leaves the database without a ledger, as it was."""
-    if work.connection.closed:
-        return
-    work.as_owner()
-    if work.ledger.exists():
-        work.ledger.record_event("failed", run_id=work.options.run_id, file=script.file.file, **detail)
+    """Write the failed event. A first run that fails leaves the database without a ledger, as it was.
+
+    Where the session is broken, another one writes it; a server that is gone has no place for it.
+    """
+    work.failed = True
+    with contextlib.ExitStack() as stack:
+        connection = work.connection
+        if connection.closed:
+            stack.enter_context(contextlib.suppress(psycopg.Error, RunbookError))
+            connection = stack.enter_context(_beside(work))
+        else:
+            give_up_transaction(connection)
+            work.as_owner()
+        ledger = Ledger(connection, work.options.schema)
+        if ledger.exists():
+            ledger.record_event("failed", run_id=work.options.run_id, file=script.file.file, **detail)
 
 
 def verify(work: Work, script: Script) -> None:
@@ -254,10 +272,26 @@ def give_up_transaction(connection: psycopg.Connection[t.Any]) -> None:
             connection.close()
 
 
-def broke_at_commit(script: Script) -> RunbookError:
-    """Return the error of a connection that broke when it was too late to know the outcome."""
+def broke_at_commit(work: Work, script: Script, transaction: str) -> RunbookError:
+    """Return the error of a connection that broke at COMMIT; the ledger is asked, once, what became of the file."""
+    state = ""
+    with contextlib.suppress(psycopg.Error, RunbookError), _beside(work) as session:
+        # an end first, then the row: a server that has crashed may have given the number to another transaction
+        ended = one_of(session, "SELECT pg_xact_status(%s::xid8)", transaction) in ("committed", "aborted")
+        rows = Ledger(session, work.options.schema).rows()
+        mine = any((row.file, row.run_id) == (script.file.file, work.options.run_id) for row in rows)
+        state = "the file is applied" if mine else "the file was rolled back and left nothing" if ended else ""
     return RunbookError(
-        f"{script.file.path}: the connection broke at COMMIT: whether the file was applied is for the ledger to say",
+        f"{script.file.path}: the connection broke at COMMIT: "
+        + (state or "whether the file was applied is for the ledger to say"),
         hint="Run again: what was committed is in the ledger and will not be repeated.",
-        ambiguous=True,
+        ambiguous=not state,
     )
+
+
+@contextlib.contextmanager
+def _beside(work: Work) -> t.Iterator[psycopg.Connection[t.Any]]:
+    """Open another session as the ledger's owner, for what is to be said of a broken one."""
+    with beside(work.connection, f"runbook:{work.options.run_id}:note") as session:
+        set_role(session, work.options.role)
+        yield session

@@ -320,7 +320,7 @@ hazards:
   type: list
   elements: dict
 digest:
-  description: SHA-256 of the plan, of names and checksums of the pending files in order.
+  description: SHA-256 of the plan, of names and checksums of the pending files and of what checks them, in order.
   returned: success
   type: str
 foreign_ledgers:
@@ -617,7 +617,7 @@ def _database(
             refuse_foreign_window(connection, options.application_roles)
         if module.check_mode or connection is None:
             plans = _planned(connection, todo, options, parser)
-            result["diff"]["prepared"] = "".join(plan.as_text() for plan in plans)
+            result["diff"]["prepared"] = "".join([*(plan.as_text() for plan in plans), f"plan {todo.digest}\n"])
             return {**result, "applied": [plan.as_dict() for plan in plans]}
         from ansible_collections.settler.runbook.plugins.module_utils._migrate import migrate
 
@@ -643,18 +643,14 @@ def _planned(
     Raises:
         RunbookError: it is not the plan that was approved, or has hazards that nobody allows.
     """
-    from ansible_collections.settler.runbook.plugins.module_utils._advice import advice
+    from ansible_collections.settler.runbook.plugins.module_utils._advice import with_advice
     from ansible_collections.settler.runbook.plugins.module_utils._hazards import refuse_hazards
     from ansible_collections.settler.runbook.plugins.module_utils._migrate import file_plans
 
     refuse_unexpected(todo, options)
     plans = file_plans(connection, parser(todo.pending), options)
     refuse_hazards(plans)
-    told = advice(todo.pending)
-    return [
-        dataclasses.replace(plan, advice=tuple(told.get(str(file.path), ())))
-        for plan, file in zip(plans, todo.pending, strict=True)
-    ]
+    return with_advice(plans, todo.pending)
 
 
 def _parser(scripts_file: str | None) -> Parser:

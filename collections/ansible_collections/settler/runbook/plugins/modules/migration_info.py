@@ -110,6 +110,12 @@ plan:
   returned: always
   type: list
   elements: dict
+digest:
+  description:
+    - SHA-256 of the plan, which O(settler.runbook.migrate#module:expected_plan) approves.
+    - Empty where a run would refuse to start.
+  returned: always
+  type: str
 problem:
   description: Why a run would refuse to start; empty if it would not.
   returned: always
@@ -173,6 +179,7 @@ kept_out:
 import contextlib
 import typing as t
 
+from ansible_collections.settler.runbook.plugins.module_utils._advice import with_advice
 from ansible_collections.settler.runbook.plugins.module_utils._connection import connect_if_exists
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._files import read_migrations
@@ -253,7 +260,7 @@ def _outlook(
     rows: t.Sequence[LedgerRow],
     params: t.Mapping[str, t.Any],
 ) -> dict[str, t.Any]:
-    """Return what a run would do: C(problem), C(pending), C(head) and C(plan)."""
+    """Return what a run would do: C(problem), C(pending), C(head), C(plan) and its C(digest)."""
     try:
         todo = plan(files, rows, out_of_order=params["out_of_order"])
         scripts = parser_for(params["scripts_file"])(todo.pending)
@@ -263,13 +270,19 @@ def _outlook(
             hazards_allowed=tuple(params["hazards_allowed"]),
             hazard_min_bytes=params["hazard_min_bytes"],
         )
-        plans = [plan.as_dict() for plan in file_plans(connection, scripts, options)]
+        plans = [one.as_dict() for one in with_advice(file_plans(connection, scripts, options), todo.pending)]
     except RunbookError as error:
         known = {row.file for row in rows if row.state == "applied"}
         pending = [file.file for file in files if file.file not in known]
         head = newest([row for row in rows if row.file in known and not row.folder])
-        return {"problem": error.message, "pending": pending, "head": head, "plan": []}
-    return {"problem": "", "pending": [file.file for file in todo.pending], "head": todo.head, "plan": plans}
+        return {"problem": error.message, "pending": pending, "head": head, "plan": [], "digest": ""}
+    return {
+        "problem": "",
+        "pending": [file.file for file in todo.pending],
+        "head": todo.head,
+        "plan": plans,
+        "digest": todo.digest,
+    }
 
 
 def main() -> None:
