@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from ansible_collections.settler.runbook.plugins.module_utils._rclone import Pla
 from ansible_collections.settler.runbook.plugins.modules import backup_copy, backup_fetch
 from moto.server import ThreadedMotoServer
 
-from tests.support import refused, run_module
+from tests.support import MODULES, refused, run_module, run_on_small_disk
 from tools import apt
 
 if TYPE_CHECKING:
@@ -333,6 +335,20 @@ def test_all_places_are_tried_and_a_failure_is_red_or_a_warning(make, target, co
     warned = copy(folder, dead, target, rclone_config=config, required=False)
     assert not warned.get("failed")
     assert "1 of the copies" in json.dumps(warned["warnings"])
+
+
+def test_a_copy_on_a_full_disk_is_red_and_counts_for_none(make, tmp_path):
+    folder, second, after = make("b1"), tmp_path / "second", tmp_path / "after"
+    second.mkdir()
+    arguments = {"src": str(folder), "places": [str(second)]}
+    script = f'"{sys.executable}" "{MODULES}/backup_copy.py"; cp -a "{second}" "{after}"'
+    result, _errors = run_on_small_disk(second, "8k", script, arguments)
+    assert result["failed"]
+    assert re.search("no space left on device|too big for remaining disk space", result["msg"])
+    assert "could not be made or proven" in result["msg"]
+    assert not list(after.rglob("manifest.json"))
+    assert contents(folder)
+    assert not copy(folder, Target(str(second), None)).get("failed")
 
 
 @on_s3

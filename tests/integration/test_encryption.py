@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,17 @@ from ansible_collections.settler.runbook.plugins.module_utils._migrate import Op
 from ansible_collections.settler.runbook.plugins.module_utils._migrate import Outcome, migrate
 from psycopg import sql
 
-from tests.support import as_migrator, call_module, migration, refused, run_module, start_module, wait_until
+from tests.support import (
+    MODULES,
+    as_migrator,
+    call_module,
+    migration,
+    refused,
+    run_module,
+    run_on_small_disk,
+    start_module,
+    wait_until,
+)
 from tools import apt
 
 SECRET = b"a value that nobody may read"
@@ -169,6 +180,24 @@ def fake_program(folder: Path, name: str, text: str) -> str:
     (folder / name).write_text(f'#!/bin/sh\nREAL="{shutil.which(name)}"\n{text}\n', encoding="utf-8")
     (folder / name).chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_full_disk_while_encrypting_leaves_nothing(arguments, database, pair, method, connect, roles, tmp_path):
+    connect(database, role=roles.owner).execute(
+        "CREATE TABLE large AS SELECT sha256(n::text::bytea) || sha256((-n)::text::bytea) AS b "
+        "FROM generate_series(1, 100000) n"
+    )
+    small, after = tmp_path / "small", tmp_path / "after"
+    small.mkdir(mode=0o700)
+    options = {
+        **arguments, "run_id": "b1", "directory": str(small), "compression": "none", "encryption": pair.method,
+        "recipients": [pair.public],
+    }  # fmt: skip
+    script = f'"{sys.executable}" "{MODULES}/backup.py"; cp -a "{small}" "{after}"'
+    result, _errors = run_on_small_disk(small, "20m", script, options)
+    assert result["failed"]
+    assert "the disk is full, nothing is left of this backup" in result["msg"]
+    assert [path for path in after.rglob("*") if path.is_file() and "b1" in str(path)] == []
 
 
 def test_nothing_but_the_manifest_can_be_read_without_the_key(back_up, pair, method):

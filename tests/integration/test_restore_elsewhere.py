@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import psycopg
@@ -19,10 +20,12 @@ from psycopg import sql
 
 from tests.integration.test_rollback import content, named, readable, swap_back
 from tests.support import (
+    MODULES,
     call_module,
     defaults_of,
     login,
     run_module,
+    run_on_small_disk,
     start_module,
     throw_away_cluster,
     wait_until,
@@ -312,6 +315,23 @@ def test_the_servers_log_since_the_run_began_is_kept_without_secrets(other, tmp_
     assert sorted(texts) == result["files"]
     for secret in ("hunter-2", "reader-secret", "of a note", "p-secret", "u-secret", other.state.password):
         assert [name for name, text in texts.items() if secret in text] == []
+
+
+def test_of_diagnostics_on_a_full_disk_the_small_ones_are_kept(cluster, tmp_path):
+    small, after = tmp_path / "small", tmp_path / "after"
+    small.mkdir()
+    arguments = {
+        **login(cluster, "postgres"), "directory": str(small / "kept"), "run_id": "r1",
+        "since": dt.datetime.now(dt.UTC).isoformat(), "notes": {"huge": "x" * 2**21, "error": "what happened"},
+    }  # fmt: skip
+    script = f'"{sys.executable}" "{MODULES}/diagnostics.py"; cp -a "{small}/kept" "{after}"'
+    result, _errors = run_on_small_disk(small, "1m", script, arguments)
+    assert not result.get("failed"), result
+    assert result["left_out"]["huge"] == "No space left on device"
+    assert sorted(path.name for path in after.iterdir()) == result["files"]
+    assert (after / "error.txt").read_text() == "what happened"
+    assert "huge.txt" not in result["files"]
+    assert json.loads((after / "left_out.json").read_text())["huge"] == "No space left on device"
 
 
 @pytest.mark.parametrize("other", [16], indirect=True)

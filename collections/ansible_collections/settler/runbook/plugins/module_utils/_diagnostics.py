@@ -122,10 +122,14 @@ def keep(params: t.Mapping[str, t.Any], options: Options) -> dict[str, t.Any]:
                     _read(content, left_out, name, functools.partial(read, connection, options))
         except RunbookError as error:
             left_out |= dict.fromkeys(parts.keys() - content.keys(), error.message)
-    content["left_out"] = left_out
     make_folder(options.folder)
     options.folder.chmod(0o700)
-    files = [_write(options.folder, name, value, options.secrets) for name, value in content.items()]
+    files = []
+    for name, value in [*content.items(), ("left_out", left_out)]:
+        try:
+            files.append(_write(options.folder, name, value, options.secrets))
+        except OSError as error:  # of a full disk the smaller files still find room
+            left_out[name] = error.strerror or str(error)
     return {"files": sorted(files), "left_out": left_out}
 
 
@@ -143,9 +147,13 @@ def _write(folder: Path, name: str, value: t.Any, secrets: t.Sequence[str]) -> s
     path = folder / f"{name}.{'txt' if text else 'json'}"
     clean = without_secrets(value, secrets)
     path.touch(mode=0o600)
-    path.write_text(
-        clean if text else json.dumps(clean, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-    )
+    try:
+        path.write_text(
+            clean if text else json.dumps(clean, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+        )
+    except BaseException:
+        path.unlink()  # a part could be taken for all
+        raise
     return path.name
 
 

@@ -68,5 +68,6 @@ def is_of_space(error: BaseException) -> bool:
     """Tell whether an error, or the program that it quotes, says that a disk or a quota is full."""
     full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, RunbookError):
-        return any(os.strerror(number) in error.message for number in full)
+        # age's words for it begin with a small letter
+        return any(os.strerror(number).lower() in error.message.lower() for number in full)
     return isinstance(error, OSError) and error.errno in full
