@@ -12,6 +12,7 @@ import typing as t
 from ansible_collections.settler.runbook.plugins.module_utils._connection import may_become, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
+from ansible_collections.settler.runbook.plugins.module_utils._template import template_for
 
 _PROPERTIES = """
 SELECT pg_get_userbyid(d.datdba) AS owner, pg_encoding_to_char(d.encoding) AS encoding,
@@ -203,8 +204,9 @@ def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mappin
         wanted: what M(properties) returned of the original; backups of format 1 know no tablespace.
     """
     parts: list[sql.Composable] = [
-        sql.SQL("CREATE DATABASE {} TEMPLATE template0 OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {}").format(
+        sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {}").format(
             sql.Identifier(name),
+            sql.Identifier(template_for(connection, wanted) or "template0"),
             sql.Identifier(wanted["owner"]),
             *(sql.Literal(wanted[key]) for key in ("encoding", "collate", "ctype")),
         )

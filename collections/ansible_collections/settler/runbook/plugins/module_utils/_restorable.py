@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ansible_collections.settler.runbook.plugins.module_utils._database import properties, refused_settings
 from ansible_collections.settler.runbook.plugins.module_utils._prepared import HINT, prepared
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import sql
+from ansible_collections.settler.runbook.plugins.module_utils._template import template_for
 
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
@@ -137,7 +138,8 @@ def obstacles(connection: psycopg.Connection[t.Any], role: str) -> list[Obstacle
         connection: the login that restores; nothing is changed.
         role: who it restores as.
     """
-    found = _of_dump(connection, role) if not _is_superuser(connection, role) else []
+    about = properties(connection)
+    found = _of_dump(connection, role, about) if not _is_superuser(connection, role) else []
     if names := _names(connection, sql.SQL(_SUBSCRIPTIONS), role):
         hint = "DROP SUBSCRIPTION before the run and make it again afterwards: no dump and no snapshot has one."
         found.append(Obstacle(f"a subscription stays with the failed database: {names}", hint, copied=False))
@@ -145,7 +147,7 @@ def obstacles(connection: psycopg.Connection[t.Any], role: str) -> list[Obstacle
         found.append(Obstacle(f"prepared transactions let nobody rename the database: {names}", HINT, copied=False))
     found += [
         Obstacle(error.message, f"{error.hint} No snapshot has it either.", copied=False)
-        for error in refused_settings(connection, properties(connection))
+        for error in refused_settings(connection, about)
     ]
     return found
 
@@ -155,7 +157,7 @@ def slots(connection: psycopg.Connection[t.Any]) -> str:
     return _names(connection, sql.SQL(_SLOTS), "")
 
 
-def _of_dump(connection: psycopg.Connection[t.Any], role: str) -> list[Obstacle]:
+def _of_dump(connection: psycopg.Connection[t.Any], role: str, about: t.Mapping[str, t.Any]) -> list[Obstacle]:
     """Return what a dump has and this role could not restore, because it is no superuser."""
     of_schemas = _OF_SCHEMAS if connection.info.server_version >= 150000 else ""
     snapshot = "or let a snapshot be the way back (backup_snapshot: true)."
@@ -169,11 +171,6 @@ def _of_dump(connection: psycopg.Connection[t.Any], role: str) -> list[Obstacle]
             sql.SQL(_OWNED),
             f"{role} may not give to its owner",
             f"ALTER … OWNER TO {role}, as create_database_adopt_from of playbooks/create_database.yml does, {snapshot}",
-        ),
-        (
-            sql.SQL(_PUBLIC),
-            "before PostgreSQL 15 only a superuser can give the schema public of a new database to",
-            "Let a snapshot be the way back (backup_snapshot: true).",
         ),
         (
             sql.SQL(_GRANTED),
@@ -191,6 +188,10 @@ def _of_dump(connection: psycopg.Connection[t.Any], role: str) -> list[Obstacle]
             f"GRANT CREATE ON TABLESPACE … TO {role}, {snapshot}",
         ),
     ]
+    if not template_for(connection, about):
+        what = "before PostgreSQL 15 only a superuser can give the schema public of a new database to"
+        hint = f"playbooks/create_database.yml makes a template for that; run it again, {snapshot}"
+        kinds.append((sql.SQL(_PUBLIC), what, hint))
     return [
         Obstacle(f"{what}: {names}", hint, copied=True)
         for query, what, hint in kinds
