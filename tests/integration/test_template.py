@@ -75,6 +75,18 @@ def test_the_migrator_restores_where_there_is_one(cluster, roles, database, temp
     assert not restored().get("failed"), restored()["msg"]
 
 
+def test_a_schema_public_of_the_installer_comes_back_as_that(cluster, database, template, restored, connect):
+    if cluster.state.major > 14:  # where nobody's template is taken
+        return
+    template()
+    connect(database).execute(
+        "ALTER SCHEMA public OWNER TO postgres; REVOKE ALL ON SCHEMA public FROM settler_app;"
+        "GRANT ALL ON SCHEMA public TO PUBLIC"
+    )
+    result = restored()
+    assert not result.get("failed"), result
+
+
 def test_one_that_a_killed_run_left_is_made_anew_and_somebody_s_database_is_not(cluster, database, template, connect):
     if cluster.state.major > 14:
         assert not template()["changed"]

@@ -22,6 +22,7 @@ SELECT pg_get_userbyid(d.datdba) AS owner, pg_encoding_to_char(d.encoding) AS en
     coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
     to_jsonb(d) ->> 'daticurules' AS icu_rules, to_jsonb(d) ->> 'datcollversion' AS collation_version,
     (SELECT spcname FROM pg_catalog.pg_tablespace s WHERE s.oid = d.dattablespace) AS tablespace,
+    (SELECT pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace WHERE nspname = 'public') AS public_owner,
     (SELECT coalesce(jsonb_agg(jsonb_build_object('grantee', CASE WHEN a.grantee = 0 THEN NULL
             ELSE pg_get_userbyid(a.grantee) END, 'privilege', a.privilege_type, 'grantable', a.is_grantable)
             ORDER BY a.grantee::regrole::text, a.privilege_type), '[]') FROM aclexplode(d.datacl) a) AS grants,
@@ -82,7 +83,10 @@ ORDER BY 1
 
 
 def properties(connection: psycopg.Connection[t.Any]) -> dict[str, t.Any]:
-    """Return owner, encoding, locale, tablespace, rights, settings, limit and comment of the connected database."""
+    """Return owner, encoding, locale, tablespace, rights, settings, limit and comment of the connected database.
+
+    And the owner of its schema public, by which its template is chosen before PostgreSQL 15.
+    """
     return _one_row(connection, _PROPERTIES)
 
 

@@ -21,10 +21,14 @@ _MARK = "settler.runbook: template for databases of "
 def template_for(connection: psycopg.Connection[t.Any], wanted: t.Mapping[str, t.Any]) -> str:
     """Return the template that was made for databases with this owner, encoding and locale; empty if there is none.
 
+    And none fits a database whose schema public is still the installer's; older backups do not tell.
+
     Args:
         connection: a session in any database.
         wanted: what M(_database.properties) returned of the original.
     """
+    if wanted.get("public_owner") != wanted["owner"]:
+        return ""
     row = connection.execute(
         "SELECT datname FROM pg_catalog.pg_database WHERE datistemplate AND shobj_description(oid, 'pg_database') = %s "
         "AND pg_encoding_to_char(encoding) = %s AND datcollate = %s AND datctype = %s ORDER BY datname LIMIT 1",

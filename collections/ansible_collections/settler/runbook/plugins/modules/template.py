@@ -73,7 +73,7 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     if connection is None:
         return {"changed": False, "name": ""}
     with connection:
-        wanted = {**properties(connection), "owner": params["owner"]}
+        wanted = {**properties(connection), "owner": params["owner"], "public_owner": params["owner"]}
         if connection.info.server_version >= 150000:
             return {"changed": False, "name": ""}
         if found := template_for(connection, wanted):
