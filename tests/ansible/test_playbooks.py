@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -209,6 +210,23 @@ def test_check_mode_of_every_playbook_writes_nothing(ready: Deployment) -> None:
         assert run.rc == 0, run.output
         assert (ready.dump(), ready.databases(), sorted(kept.rglob("*"))) == before, name
     assert sorted(path.stem for path in project.ROOT.glob("playbooks/*.yml")) == sorted([*names, "guard", "setup"])
+
+
+def test_only_the_plan_that_was_shown_is_applied(ready: Deployment) -> None:
+    ready.migration("101_two.sql", "CREATE TABLE two (id int);\n")
+    shown = ready.play("migrate.yml", "--check")
+    assert shown.rc == 0, shown.output
+    found = re.search(r"-e migrate_expected_plan=([0-9a-f]{64})", shown.output)
+    assert found
+    digest = found[1]
+    assert f"plan {digest}" in shown.output
+    assert f"plan {digest}" in ready.play("status.yml").output
+    ready.migration("102_three.sql", "CREATE TABLE three (id int);\n")
+    run = ready.play("migrate.yml", migrate_expected_plan=digest)
+    assert run.rc != 0
+    assert "this is not the plan that was approved" in run.output
+    (ready.sql / "migrations" / "102_three.sql").unlink()
+    assert ready.play("migrate.yml", migrate_expected_plan=digest).rc == 0
 
 
 def test_changed_file_is_accepted_by_repair_with_a_reason(ready: Deployment) -> None:
