@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from ansible_collections.settler.runbook.plugins.module_utils import _hazards
 from ansible_collections.settler.runbook.plugins.module_utils._effects import quoted
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._hazards import assess, refuse_hazards
@@ -25,8 +26,10 @@ CREATE TABLE empty (LIKE child INCLUDING ALL);
 CREATE TABLE parted (id int NOT NULL) PARTITION BY RANGE (id);
 CREATE TABLE part_1 PARTITION OF parted FOR VALUES FROM (0) TO (5000);
 INSERT INTO parted SELECT g FROM generate_series(1, 1000) g;
-CREATE TABLE loose (id int NOT NULL);
+CREATE TABLE loose (id int NOT NULL, v int);
 INSERT INTO loose SELECT g FROM generate_series(6000, 7000) g;
+ALTER TABLE loose ADD CONSTRAINT of_key CHECK (id >= 6000 AND id < 8000) NOT VALID;
+ALTER TABLE loose ADD CONSTRAINT of_v CHECK (v > 0) NOT VALID;
 CREATE TABLE hidden (id int); ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; ALTER TABLE hidden FORCE ROW LEVEL SECURITY;
 INSERT INTO hidden SELECT 1 WHERE false;
 CREATE MATERIALIZED VIEW sums AS SELECT parent_id, count(*) AS n FROM child GROUP BY 1;
@@ -313,6 +316,21 @@ def test_a_partition_that_the_run_has_given_a_validated_check_is_no_hazard(look)
     )
     assert _named(look(*files)) == ""
     assert _named(look(files[0], files[2])) == "attach-without-check loose"
+    validated = migration("ALTER TABLE loose VALIDATE CONSTRAINT of_key;\n", "002_b.sql")
+    assert _named(look(validated, files[2])) == ""
+    another = migration("ALTER TABLE loose VALIDATE CONSTRAINT of_v;\n", "002_b.sql")
+    assert _named(look(another, files[2])) == "attach-without-check loose"
+
+
+def test_what_is_not_there_is_looked_for_once(look, monkeypatch):
+    asked = []
+    real = _hazards._relations
+    monkeypatch.setattr(
+        _hazards, "_relations", lambda session, names, path: asked.append(path) or real(session, names, path)
+    )
+    text = "SET search_path = extra;\nCREATE TABLE made_{0} (i int);\nCREATE INDEX ON made_{0} (i);\n"
+    look(*(migration(text.format(number), f"{number:03}_x.sql") for number in range(1, 6)))
+    assert len(asked) == 2  # under the run's own path, and under that of the files
 
 
 def test_without_a_database_nothing_is_a_hazard():

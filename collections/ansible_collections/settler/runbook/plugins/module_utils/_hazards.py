@@ -111,7 +111,8 @@ WITH RECURSIVE types AS (
 SELECT EXISTS (SELECT FROM types t WHERE typtype = 'd' AND (typnotnull OR EXISTS (
     SELECT FROM pg_catalog.pg_constraint WHERE contypid = t.oid AND contype = 'c')))
 """
-#: Whether a validated constraint is one on the partition key, in both directions. What it says, the server compares.
+#: Whether a constraint that is validated, in the database or by the run, is one on the partition key, in both
+#: directions; or the run has made one itself. What it says, the server compares.
 _FITTING = """
 WITH key AS (
     SELECT p.partstrat, p.partdefid, array_agg(a.attnum) AS columns, bool_and(a.attnotnull) AS not_null
@@ -122,9 +123,14 @@ WITH key AS (
 )
 SELECT EXISTS (
     SELECT FROM pg_catalog.pg_constraint k, key, pg_get_constraintdef(k.oid) AS said
-    WHERE k.conrelid = %(part)s::oid AND k.contype = 'c' AND k.convalidated AND k.conkey @> key.columns
+    WHERE k.conrelid = %(part)s::oid AND k.contype = 'c' AND k.conkey @> key.columns
+      AND (k.convalidated OR k.conname = ANY (%(validated)s::text[]))
       AND CASE WHEN key.partdefid = k.conrelid OR key.partstrat <> 'r' THEN true
                ELSE said LIKE '%%>=%%' AND said LIKE '%%<%%' AND (key.not_null OR said LIKE '%%IS NOT NULL%%') END)
+    OR EXISTS (
+    SELECT FROM unnest(%(validated)s::text[]) AS made (name)
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = %(part)s::oid AND conname = made.name)
+) AS fits
 """
 
 
@@ -316,10 +322,10 @@ class _Assessment:
         self._path = ""  # the SET that the file at hand has given; each file begins without one
         self._checks: dict[tuple[str, str], str] = {}
         self._proved: set[tuple[str, str]] = set()
-        self._validated: set[str] = set()
+        self._validated: dict[str, set[str]] = {}
         self._by_key: dict[str, Relation] = {}
-        #: By the SET under which they were looked for: the schema where new ones go, and what was found.
-        self._found: dict[str, tuple[str, dict[str, Relation]]] = {}
+        #: By the SET under which they were looked for: the schema where new ones go, and what was found, or not.
+        self._found: dict[str, tuple[str, dict[str, Relation | None]]] = {}
         self._wanted = {effect.relation for script in scripts for one in script.statements for effect in one.effects}
         self._learn(self._wanted)
 
@@ -359,7 +365,7 @@ class _Assessment:
         schema, known = self._found.get(self._path, ("", {}))
         if unknown := set(names) - known.keys():
             schema, found = _relations(self._connection, unknown, self._path)
-            known = known | found
+            known = known | dict.fromkeys(unknown) | found
             for relation in found.values():
                 self._by_key.setdefault(relation.key, relation)
         self._found[self._path] = schema, known
@@ -368,9 +374,9 @@ class _Assessment:
         """Return the name with its schema that a name of the file at hand stands for."""
         if schema_of(name):
             return name
-        schema, found = self._found[self._path]
-        made = f"{schema}.{name}"
-        return found[name].key if name in found and made not in self._names else made
+        schema, known = self._found[self._path]
+        found, made = known.get(name), f"{schema}.{name}"
+        return found.key if found and made not in self._names else made
 
     def _now(self, name: str) -> Relation | None:
         """Return the relation of the database that a name of the files stands for at this point."""
@@ -405,7 +411,7 @@ class _Assessment:
             elif effect.change == CHECKED:
                 self._checks[key, effect.name] = effect.column
             elif effect.change == VALIDATED:
-                self._validated.add(key)
+                self._validated.setdefault(key, set()).add(effect.name)
                 if (key, effect.name) in self._checks:
                     self._proved.add((key, self._checks[key, effect.name]))
 
@@ -494,9 +500,9 @@ class _Assessment:
         """Tell whether a constraint lets the server take a partition without reading it."""
         assert self._connection
         parent = self._now(risk.partition_of)
-        if self._key(risk.relation) in self._validated or not parent:
-            return self._key(risk.relation) in self._validated
-        return bool(rows_of(self._connection, _FITTING, {"part": relation.oid, "of": parent.oid})[0]["exists"])
+        validated = sorted(self._validated.get(self._key(risk.relation), ()))
+        about = {"part": relation.oid, "of": parent.oid if parent else None, "validated": validated}
+        return bool(rows_of(self._connection, _FITTING, about)[0]["fits"])
 
     def _is_constrained(self, domain: str) -> bool:
         """Tell whether a type of the database is a domain whose constraints each row must be compared with."""
