@@ -162,7 +162,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     except ToolError as error:
         raise pytest.fail.Exception(str(error), pytrace=False) from None
     _remove_abandoned()
-    with throw_away_cluster(fsync=False, port=55001, binaries=binaries) as made:
+    # ports below those that the system gives to connections: a server that starts again finds its own one free
+    with throw_away_cluster(fsync=False, port=25001, binaries=binaries) as made:
         if major is not None:
             assert made.state.major == major
             request.config.stash[_TESTED].add(major)

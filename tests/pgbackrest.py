@@ -44,8 +44,18 @@ class Archived:
         self.stop()
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)  # noqa: S602
         assert done.returncode == 0, done
-        self.cluster.up()
+        self.start()
         wait_until(lambda: self.query("SELECT pg_is_in_recovery()") == [(False,)])
+
+    def start(self) -> None:
+        """Start the server, and tell pgBackRest its port: another server may have taken the old one meanwhile."""
+        state = self.cluster.up()
+        self.config.write_text(
+            f"[global]\nrepo1-path={self.folder}/repo\nrepo1-retention-full=1\nlock-path={self.folder}/lock\n"
+            "log-level-file=off\nstart-fast=y\ncompress-type=lz4\narchive-timeout=120\n"
+            f"[main]\npg1-path={self.cluster.data}\npg1-port={state.port}\npg1-socket-path={state.socket}\n",
+            encoding="utf-8",
+        )
 
     def stop(self) -> None:
         self.run(f"{self.cluster.state.bin}/pg_ctl", "stop", "-D", str(self.cluster.data), "-m", "fast", "-w")
@@ -65,20 +75,14 @@ def archived_server() -> Iterator[Archived]:
     account = Account.for_server()
     folder = Path(tempfile.mkdtemp(prefix=f"settler-pgbackrest-{os.getpid()}-", dir="/tmp"))
     folder.chmod(0o711)
-    cluster = Cluster(folder / "cluster", fsync=False, port=56001)
+    cluster = Cluster(folder / "cluster", fsync=False, port=26001)
     try:
-        state = cluster.up()
         config = folder / "pgbackrest.conf"
-        config.write_text(
-            f"[global]\nrepo1-path={folder}/repo\nrepo1-retention-full=1\nlock-path={folder}/lock\n"
-            "log-level-file=off\nstart-fast=y\ncompress-type=lz4\narchive-timeout=120\n"
-            f"[main]\npg1-path={cluster.data}\npg1-port={state.port}\npg1-socket-path={state.socket}\n",
-            encoding="utf-8",
-        )
+        made = Archived(cluster, folder, config)
+        made.start()
         for name in ("repo", "lock"):
             (folder / name).mkdir(mode=0o700)
             account.own(folder / name)
-        made = Archived(cluster, folder, config)
         hba = cluster.data / "pg_hba.conf"
         hba.write_text("local all postgres trust\n" + hba.read_text(encoding="utf-8"), encoding="utf-8")
         made.query(
@@ -86,7 +90,7 @@ def archived_server() -> Iterator[Archived]:
         )
         made.query("ALTER SYSTEM SET archive_mode = on")
         made.stop()
-        cluster.up()
+        made.start()
         made.pgbackrest("stanza-create")
         yield made
     finally:

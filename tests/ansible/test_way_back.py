@@ -201,7 +201,7 @@ def test_what_is_wrong_after_a_rollback_is_told_and_keeps_nobody_out(ready: Depl
 
 def test_a_drill_on_another_server_proves_the_backup_here(ready: Deployment) -> None:
     assert ready.play("backup.yml", runbook_run_id=RUN).rc == 0
-    with throw_away_cluster(fsync=False, port=55103) as other:
+    with throw_away_cluster(fsync=False, port=25103) as other:
         state = other.state
         with psycopg.connect(other.conninfo("postgres"), autocommit=True) as server:
             for role in ("owner", "app"):

@@ -48,7 +48,7 @@ CHANCE = random.SystemRandom()
 def other(request):
     """Yield a cluster of another major, or for 0 one more of the machine's own PostgreSQL."""
     binaries = majors.ensure(request.param) if request.param else None
-    with throw_away_cluster(fsync=False, port=55101, binaries=binaries) as made:
+    with throw_away_cluster(fsync=False, port=25101, binaries=binaries) as made:
         yield made
 
 
@@ -105,7 +105,7 @@ def test_backup_of_14_comes_back_on_the_machines_own_and_on_the_newest(other, cl
     made = call("backup", other, tmp_path)
     assert made["rows"] == 250
     assert call("drill", cluster, tmp_path)["fingerprints"] == 2
-    with throw_away_cluster(fsync=False, port=55102, binaries=majors.ensure(18)) as newest:
+    with throw_away_cluster(fsync=False, port=25102, binaries=majors.ensure(18)) as newest:
         result = call("drill", newest, tmp_path)
         assert result["server_version"].startswith("18")
         assert (result["rows"], result["fingerprints"]) == (250, 2)
@@ -121,7 +121,7 @@ def test_backup_of_14_keeps_its_collation_on_a_server_of_another_provider(other,
     fill(other)
     call("backup", other, tmp_path)
     with (
-        throw_away_cluster(fsync=False, port=55102) as icu,
+        throw_away_cluster(fsync=False, port=25102) as icu,
         psycopg.connect(icu.conninfo("postgres"), autocommit=True) as server,
     ):
         for statement in (

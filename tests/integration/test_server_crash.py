@@ -80,7 +80,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server():
-    with throw_away_cluster(port=55201) as cluster:
+    with throw_away_cluster(port=25201) as cluster:
         yield Server(cluster)
 
 
