@@ -12,7 +12,9 @@ import typing as t
 from ansible_collections.settler.runbook.plugins.module_utils._connection import may_become, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError, describe
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import dict_row, psycopg, sql
-from ansible_collections.settler.runbook.plugins.module_utils._template import template_for
+
+#: By which a template is known, with its owner's name behind it.
+TEMPLATE_MARK = "settler.runbook: template for databases of "
 
 _PROPERTIES = """
 SELECT pg_get_userbyid(d.datdba) AS owner, pg_encoding_to_char(d.encoding) AS encoding,
@@ -195,6 +197,25 @@ def check_sight(connection: psycopg.Connection[t.Any]) -> None:
             hint="Back up as the tables' owner without FORCE ROW LEVEL SECURITY, or as a role with BYPASSRLS.",
             tables=blind,
         )
+
+
+def template_for(connection: psycopg.Connection[t.Any], wanted: t.Mapping[str, t.Any]) -> str:
+    """Return the template that was made for databases with this owner, encoding and locale; empty if there is none.
+
+    And none fits a database whose schema public is still the installer's; older backups do not tell.
+
+    Args:
+        connection: a session in any database.
+        wanted: what M(properties) returned of the original.
+    """
+    if wanted.get("public_owner") != wanted["owner"]:
+        return ""
+    row = connection.execute(
+        "SELECT datname FROM pg_catalog.pg_database WHERE datistemplate AND shobj_description(oid, 'pg_database') = %s "
+        "AND pg_encoding_to_char(encoding) = %s AND datcollate = %s AND datctype = %s ORDER BY datname LIMIT 1",
+        [TEMPLATE_MARK + wanted["owner"], *(wanted[key] for key in ("encoding", "collate", "ctype"))],
+    ).fetchone()
+    return str(row[0]) if row else ""
 
 
 def create_as(connection: psycopg.Connection[t.Any], name: str, wanted: t.Mapping[str, t.Any]) -> None:

@@ -316,8 +316,7 @@ def _drop(node: t.Any) -> t.Iterator[Effect]:
     kinds = enums.ObjectType
     for name in node.objects or ():
         if node.removeType in _relation_kinds():
-            yield Effect(listed_name(name), ACCESS_EXCLUSIVE)
-            yield Effect(listed_name(name), change=DROPPED)
+            yield Effect(listed_name(name), ACCESS_EXCLUSIVE, change=DROPPED)
         elif node.removeType == kinds.OBJECT_INDEX:
             lock = SHARE_UPDATE_EXCLUSIVE if node.concurrent else ACCESS_EXCLUSIVE
             yield Effect(listed_name(name), lock, change=DROPPED)

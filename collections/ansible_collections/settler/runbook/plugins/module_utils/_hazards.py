@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import typing as t
@@ -13,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 
 from ansible_collections.settler.runbook.plugins.module_utils._connection import reset, set_role
 from ansible_collections.settler.runbook.plugins.module_utils._effects import (
-    ACCESS_EXCLUSIVE,
     CHECKED,
     DROPPED,
     LOCKS,
@@ -341,7 +341,7 @@ class _Assessment:
             hazards += self._hazards(script, statement, held)
             for effect in statement.effects:
                 for locked in self._locked(effect):
-                    held[locked] = stronger(held.get(locked, ""), effect.lock or ACCESS_EXCLUSIVE)
+                    held[locked] = stronger(held.get(locked, ""), effect.lock)
             self._follow(statement)
         relation = max(held, key=lambda one: (LOCKS.index(held[one]), not one.index_of, one.bytes), default=None)
         lock = held[relation] if relation else ""
@@ -387,7 +387,7 @@ class _Assessment:
     def _locked(self, effect: Effect) -> list[Relation]:
         """Return what an effect locks: the relation, and what the server locks along with it."""
         relation = self._now(effect.relation)
-        if not relation or not (effect.lock or effect.change == DROPPED):
+        if not relation or not effect.lock:
             return []
         along: t.Sequence[str] = ()
         if effect.change == DROPPED:
@@ -472,9 +472,7 @@ class _Assessment:
         """Return the tables and columns that a statement reaches, by the search_path of its file."""
         if not self._connection:
             return []
-        with self._connection.transaction(force_rollback=True):
-            if self._path:
-                self._connection.execute(self._path.encode())
+        with _under(self._connection, self._path):
             return reached(self._connection, reach, name)
 
     def _is_hazard(self, risk: Risk, relation: Relation, script: Script) -> bool:
@@ -507,9 +505,7 @@ class _Assessment:
     def _is_constrained(self, domain: str) -> bool:
         """Tell whether a type of the database is a domain whose constraints each row must be compared with."""
         assert self._connection
-        with self._connection.transaction(force_rollback=True):
-            if self._path:
-                self._connection.execute(self._path.encode())
+        with _under(self._connection, self._path):
             return bool(one_of(self._connection, _CONSTRAINED, domain))
 
     def _concerns_column(self, risk: Risk, relation: Relation) -> bool:
@@ -530,6 +526,15 @@ class _Assessment:
         return not risk.type or not _keeps_rows(self._connection, column, risk.type)
 
 
+@contextlib.contextmanager
+def _under(connection: psycopg.Connection[t.Any], path: str) -> t.Iterator[None]:
+    """Work in a transaction that is rolled back, under the SET search_path that a file has given, if any."""
+    with connection.transaction(force_rollback=True):
+        if path:
+            connection.execute(path.encode())
+        yield
+
+
 def _relations(
     connection: psycopg.Connection[t.Any] | None, names: t.Collection[str], path: str
 ) -> tuple[str, dict[str, Relation]]:
@@ -540,9 +545,7 @@ def _relations(
     if connection is None:
         return "", {}
     wanted = [sorted(names)]
-    with connection.transaction(force_rollback=True):
-        if path:
-            connection.execute(path.encode())
+    with _under(connection, path):
         connection.execute("SELECT set_config('lock_timeout', '1s', true)")
         schema = quoted(one_of(connection, "SELECT current_schema()::text"))
         try:

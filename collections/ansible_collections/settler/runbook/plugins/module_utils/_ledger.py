@@ -84,10 +84,10 @@ CREATE OR REPLACE FUNCTION {schema}.keep_events() RETURNS trigger LANGUAGE plpgs
 BEGIN
     RAISE restrict_violation USING MESSAGE = TG_TABLE_SCHEMA || '.events is history: it is only added to';
 END $$;
-CREATE OR REPLACE TRIGGER {kept} BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.events
+CREATE OR REPLACE TRIGGER events_kept BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.events
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_events();
 """
-#: The newest part of the ledger: where it is, all of it is, because it is made as a whole.
+#: The newest part of the ledger, a trigger: where it is, all of it is, because it is made as a whole.
 _NEWEST = "events_kept"
 
 #: A file's row and its event in one statement: planned once, answered with what the run must know.
@@ -159,7 +159,7 @@ class Ledger:
 
     def create(self) -> None:
         """Make the ledger's schema and tables where they are missing."""
-        self.connection.execute(self._compose(_TABLES.replace("{kept}", _NEWEST)))
+        self.connection.execute(self._compose(_TABLES))
 
     def rows(self) -> list[LedgerRow]:
         """Return the files that the ledger knows; none where there is no ledger yet."""

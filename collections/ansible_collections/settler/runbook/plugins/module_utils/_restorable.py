@@ -9,10 +9,13 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.settler.runbook.plugins.module_utils._database import properties, refused_settings
+from ansible_collections.settler.runbook.plugins.module_utils._database import (
+    properties,
+    refused_settings,
+    template_for,
+)
 from ansible_collections.settler.runbook.plugins.module_utils._prepared import HINT, prepared
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import sql
-from ansible_collections.settler.runbook.plugins.module_utils._template import template_for
 
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg

@@ -8,33 +8,13 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.settler.runbook.plugins.module_utils._database import TEMPLATE_MARK, create_as
 from ansible_collections.settler.runbook.plugins.module_utils._errors import RunbookError
 from ansible_collections.settler.runbook.plugins.module_utils._psycopg import sql
+from ansible_collections.settler.runbook.plugins.module_utils._swap import drop
 
 if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._psycopg import psycopg
-
-#: By which a template is known, with its owner's name behind it.
-_MARK = "settler.runbook: template for databases of "
-
-
-def template_for(connection: psycopg.Connection[t.Any], wanted: t.Mapping[str, t.Any]) -> str:
-    """Return the template that was made for databases with this owner, encoding and locale; empty if there is none.
-
-    And none fits a database whose schema public is still the installer's; older backups do not tell.
-
-    Args:
-        connection: a session in any database.
-        wanted: what M(_database.properties) returned of the original.
-    """
-    if wanted.get("public_owner") != wanted["owner"]:
-        return ""
-    row = connection.execute(
-        "SELECT datname FROM pg_catalog.pg_database WHERE datistemplate AND shobj_description(oid, 'pg_database') = %s "
-        "AND pg_encoding_to_char(encoding) = %s AND datcollate = %s AND datctype = %s ORDER BY datname LIMIT 1",
-        [_MARK + wanted["owner"], *(wanted[key] for key in ("encoding", "collate", "ctype"))],
-    ).fetchone()
-    return str(row[0]) if row else ""
 
 
 def make(
@@ -67,10 +47,8 @@ def make(
             f"there is a database {name}, and it is no template of {wanted['owner']}; nothing was changed",
             hint="Rename or drop it: restores on PostgreSQL 14 need a template of this name.",
         )
-    server.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(database))
-    create = "CREATE DATABASE {} TEMPLATE template0 OWNER {} ENCODING {} LC_COLLATE {} LC_CTYPE {} CONNECTION LIMIT 0"
-    locale = (sql.Literal(wanted[key]) for key in ("encoding", "collate", "ctype"))
-    server.execute(sql.SQL(create).format(database, owner, *locale))
+    drop(server, name, force=False)
+    create_as(server, name, {**wanted, "tablespace": None})
     with connect() as session:
         session.execute(
             sql.SQL("ALTER SCHEMA public OWNER TO {}; REVOKE ALL ON SCHEMA public FROM PUBLIC").format(owner)
@@ -79,4 +57,6 @@ def make(
         server.execute(
             sql.SQL("ALTER DATABASE {} IS_TEMPLATE true ALLOW_CONNECTIONS false CONNECTION LIMIT -1").format(database)
         )
-        server.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal(_MARK + wanted["owner"])))
+        server.execute(
+            sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal(TEMPLATE_MARK + wanted["owner"]))
+        )

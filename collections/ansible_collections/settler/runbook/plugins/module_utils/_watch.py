@@ -30,17 +30,16 @@ if t.TYPE_CHECKING:
     from ansible_collections.settler.runbook.plugins.module_utils._statements import Statement
 
 _BLOCKERS = """
+WITH blocker (pid) AS MATERIALIZED (SELECT unnest(pg_blocking_pids(%(pid)s)))
 SELECT DISTINCT a.pid, a.usename, a.application_name, a.state, a.backend_type,
        extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.backend_start))::int AS seconds,
        left(a.query, 120) AS query, coalesce(a.xact_start, a.backend_start)::text AS since
-FROM unnest(pg_blocking_pids(%s)) AS blocker (pid)
-JOIN pg_catalog.pg_stat_activity a USING (pid)
+FROM blocker JOIN pg_catalog.pg_stat_activity a USING (pid)
 UNION ALL
 SELECT DISTINCT 0, p.owner, p.gid, 'prepared', 'prepared transaction',
        extract(epoch FROM clock_timestamp() - p.prepared)::int, 'COMMIT PREPARED or ROLLBACK PREPARED ends it',
        p.prepared::text
-FROM unnest(pg_blocking_pids(%s)) AS blocker (pid)
-JOIN pg_catalog.pg_locks w ON w.pid = %s AND NOT w.granted
+FROM blocker JOIN pg_catalog.pg_locks w ON w.pid = %(pid)s AND NOT w.granted
 JOIN pg_catalog.pg_locks h ON h.granted AND h.pid IS NULL
     AND (h.database, h.relation) IS NOT DISTINCT FROM (w.database, w.relation)
     AND h.transactionid IS NOT DISTINCT FROM w.transactionid
@@ -180,7 +179,7 @@ class Watch:
     def _look(self) -> None:
         if self._own is None:
             self._own = beside(self._target, f"runbook:{self._options.run_id}:watch")
-        waits_for = rows_of(self._own, _BLOCKERS, [self._pid] * 3)
+        waits_for = rows_of(self._own, _BLOCKERS, {"pid": self._pid})
         now = time.monotonic()
         if waits_for and self._since is not None:
             self.blockers = waits_for

@@ -58,9 +58,9 @@ from ansible_collections.settler.runbook.plugins.module_utils._connection import
     connect,
     connect_if_exists,
 )
-from ansible_collections.settler.runbook.plugins.module_utils._database import properties
+from ansible_collections.settler.runbook.plugins.module_utils._database import properties, template_for
 from ansible_collections.settler.runbook.plugins.module_utils._module import run_postgres_module
-from ansible_collections.settler.runbook.plugins.module_utils._template import make, template_for
+from ansible_collections.settler.runbook.plugins.module_utils._template import make
 
 if t.TYPE_CHECKING:
     from ansible.module_utils.basic import AnsibleModule
@@ -73,9 +73,9 @@ def work(module: AnsibleModule) -> dict[str, t.Any]:
     if connection is None:
         return {"changed": False, "name": ""}
     with connection:
-        wanted = {**properties(connection), "owner": params["owner"], "public_owner": params["owner"]}
         if connection.info.server_version >= 150000:
             return {"changed": False, "name": ""}
+        wanted = {**properties(connection), "owner": params["owner"], "public_owner": params["owner"]}
         if found := template_for(connection, wanted):
             return {"changed": False, "name": found}
     name = f"{params['login_db'][:40]}_template_owner"
